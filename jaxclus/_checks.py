@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,14 +18,27 @@ def is_concrete(*values: Any) -> bool:
     return not any(isinstance(value, jax.core.Tracer) for value in values)
 
 
+def _number(name: str, value: Any, allowed: str) -> float | None:
+    """The value on the host, or None for tracers and the placeholders of pytree operations."""
+    if isinstance(value, (bool, str, type(None))):
+        raise TypeError(f"`{name}` must be {allowed}, got {value!r}")
+    if not isinstance(value, (int, float, np.generic, np.ndarray, jax.Array)):
+        return None
+    return None if isinstance(value, jax.core.Tracer) else float(value)
+
+
 def positive(name: str, value: Any) -> None:
-    """Raises unless `value` is a finite number above 0 (tracers and array placeholders pass)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        if isinstance(value, (bool, str, type(None))):
-            raise TypeError(f"`{name}` must be a number above 0, got {value!r}")
-        return
-    if not (math.isfinite(value) and value > 0):
+    """Raises unless `value` is a finite number above 0."""
+    number = _number(name, value, "a number above 0")
+    if number is not None and not (math.isfinite(number) and number > 0):
         raise ValueError(f"`{name}` must be a finite number above 0, got {value!r}")
+
+
+def not_negative(name: str, value: Any) -> None:
+    """Raises unless `value` is a finite number of at least 0."""
+    number = _number(name, value, "a number of at least 0")
+    if number is not None and not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"`{name}` must be a finite number of at least 0, got {value!r}")
 
 
 def at_least(name: str, value: Any, minimum: int) -> None:
@@ -68,21 +82,21 @@ def images(name: str, value: Any) -> jax.Array:
     return value
 
 
-def labels(name: str, value: Any, batch: int, num_classes: int | None = None) -> jax.Array:
-    """The labels as an int32 array [batch], each in [0, num_classes); raises for anything else."""
+def integers(name: str, value: Any, length: int, below: int | None = None) -> jax.Array:
+    """The value as an int32 array [length], each entry in [0, below); raises for anything else."""
     dtype = jnp.result_type(value)
+    allowed = "at least 0" if below is None else f"in [0, {below - 1}]"
     if not jnp.issubdtype(dtype, jnp.integer):
-        raise TypeError(f"`{name}` must be integer labels, got dtype {dtype}")
+        raise TypeError(f"`{name}` must be integers {allowed}, got dtype {dtype}")
     value = jnp.asarray(value, jnp.int32)
-    if value.shape != (batch,):
+    if value.shape != (length,):
         raise ValueError(
-            f"`{name}` must have the shape ({batch},), one label for each image, got {value.shape}"
+            f"`{name}` must have the shape ({length},), one entry for each image, got {value.shape}"
         )
     if is_concrete(value) and value.size:
         low, high = int(value.min()), int(value.max())
-        if low < 0 or (num_classes is not None and high >= num_classes):
-            allowed = "at least 0" if num_classes is None else f"in [0, {num_classes - 1}]"
-            raise ValueError(f"`{name}` must be {allowed}, got labels from {low} to {high}")
+        if low < 0 or (below is not None and high >= below):
+            raise ValueError(f"`{name}` must be {allowed}, got values from {low} to {high}")
     return value
 
 
