@@ -1,0 +1,23 @@
+"""Data sets as uint8 arrays in memory, their class groups, and augmentation on the device."""
+
+from jaxclus.data._augment import NO_AUGMENTATION, Augmentation, default_augmentation
+from jaxclus.data._catalogue import DatasetInfo
+from jaxclus.data._dataset import Dataset, Groups, to_float
+from jaxclus.data._groups import class_groups
+from jaxclus.data._load import available, info, load
+from jaxclus.data._tfds import prepare
+
+__all__ = [
+    "NO_AUGMENTATION",
+    "Augmentation",
+    "Dataset",
+    "DatasetInfo",
+    "Groups",
+    "available",
+    "class_groups",
+    "default_augmentation",
+    "info",
+    "load",
+    "prepare",
+    "to_float",
+]

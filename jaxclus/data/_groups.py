@@ -1,0 +1,82 @@
+"""Class groups of known data sets, fixed here before any result is seen.
+
+Hierarchies found in a classifier are scored against these (clustering scores, superclass
+transfer), so each follows one rule that can be stated without looking at a model.
+"""
+
+from jaxclus.data._dataset import Groups
+
+# Living things and machines, as in "Clustering Effect of (Linearized) Adversarial Robust Models"
+# (arXiv:2111.12922): bird, cat, deer, dog, frog, horse against airplane, automobile, ship, truck.
+_CIFAR10: Groups = (("animals", (2, 3, 4, 5, 6, 7)), ("vehicles", (0, 1, 8, 9)))
+
+# The 20 coarse classes of Krizhevsky (2009), in the order of the official coarse labels 0 to 19.
+_CIFAR100_CLASSES = {
+    "aquatic_mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food_containers": "bottle bowl can cup plate",
+    "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
+    "household_electrical_devices": "clock keyboard lamp telephone television",
+    "household_furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large_carnivores": "bear leopard lion tiger wolf",
+    "large_man-made_outdoor_things": "bridge castle house road skyscraper",
+    "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
+    "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium_mammals": "fox porcupine possum raccoon skunk",
+    "non-insect_invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small_mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles_1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles_2": "lawn_mower rocket streetcar tank tractor",
+}
+# The official fine labels are the alphabetical order of the 100 names.
+_CIFAR100_NAMES = sorted(" ".join(_CIFAR100_CLASSES.values()).split())
+_CIFAR100: Groups = tuple(
+    (coarse, tuple(_CIFAR100_NAMES.index(name) for name in fine.split()))
+    for coarse, fine in _CIFAR100_CLASSES.items()
+)
+
+# By where a thing is worn. T-shirt/top, pullover, dress, coat and shirt all hang from the
+# shoulders and share a neckline and (mostly) sleeves: the dress belongs to them rather than to the
+# trousers, which start at the waist and part into two legs. A bag is carried.
+_FASHION_MNIST: Groups = (
+    ("shoulders", (0, 2, 3, 4, 6)),
+    ("legs", (1,)),
+    ("feet", (5, 7, 9)),
+    ("carried", (8,)),
+)
+
+# By stroke: a round closed loop (0, 6, 8, 9); else only straight strokes (1, 4, 7; the 4 has no
+# round part, whether its top is open or not); else open curves (2, 3, 5).
+_DIGITS: Groups = (
+    ("closed_loops", (0, 6, 8, 9)),
+    ("straight_strokes", (1, 4, 7)),
+    ("open_curves", (2, 3, 5)),
+)
+
+_GROUPS = {
+    "cifar10": _CIFAR10,
+    "cifar10_corrupted": _CIFAR10,
+    "cifar100": _CIFAR100,
+    "digits": _DIGITS,
+    "fashion_mnist": _FASHION_MNIST,
+    "mnist": _DIGITS,
+}
+
+
+def class_groups(name: str) -> Groups | None:
+    """The groups that ship for a data set, or None.
+
+    Args:
+        name: name of the data set, as "cifar10"; a configuration or version after it
+            ("cifar10_corrupted/fog_3", "mnist:3.0.1") makes no difference.
+
+    Returns:
+        (group, class indices) for each group, a partition of the classes, or None if no groups
+        are known.
+    """
+    return _GROUPS.get(name.split("/")[0].split(":")[0])
