@@ -1,0 +1,182 @@
+"""What the page says in words: headline figures, remarks, gaps, and numbers as text."""
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxclus.report._read import NORMS, VARIANTS, Evaluation, Point, Run
+
+VARIANT_TITLES = {"with_batch_norm": "with BatchNorm", "without_batch_norm": "without BatchNorm"}
+# The radii most papers report, used only to choose which point of a curve is the headline.
+_CUSTOMARY_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+_AFFINE_TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """A part that a run lacks, and the command that makes it."""
+
+    part: str
+    title: str
+    command: str
+
+
+def gaps(run: Run) -> tuple[Gap, ...]:
+    """Every part of the page that this run has nothing for."""
+    directory = shlex.quote(str(run.directory))
+    train = str(run.config.get("command") or f"jaxclus train --directory {directory}")
+    attack, linear = f"jaxclus attack {directory}", f"jaxclus linear {directory}"
+    found = []
+    if not run.series("loss")[0].size:
+        found.append(Gap("training", "training curves", train))
+    if not run.series("validation_accuracy")[0].size:
+        found.append(Gap("validation", "validation accuracy", train))
+    if not run.evaluations:
+        found.append(Gap("attacks", "robust accuracy", attack))
+    if not any(evaluation.examples for evaluation in run.evaluations):
+        found.append(Gap("examples", "adversarial examples", attack))
+    parts = run.linear.variants if run.linear else {}
+    for name in VARIANTS:
+        title, variant = VARIANT_TITLES[name], parts.get(name)
+        for part, words in (
+            ("correlation", "correlation of the class weights"),
+            ("linkage", "dendrogram"),
+            ("weight", "weights as images"),
+            ("score", "clustering scores"),
+        ):
+            if variant is None or getattr(variant, part) is None:
+                found.append(Gap(f"{part}/{name}", f"{words} {title}", linear))
+    if run.linear is None or run.linear.feature_distance is None:
+        found.append(Gap("features", "feature distance", linear))
+    if run.linear is None or not run.linear.filters:
+        found.append(Gap("filters", "filter correlations", linear))
+    return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Headline:
+    """One robust accuracy: the lowest that any attack of the run reached at this norm and eps."""
+
+    evaluation: Evaluation
+    point: Point
+
+
+def headlines(run: Run, runs: Sequence[Run]) -> tuple[Headline, ...]:
+    """One figure per norm, at the eps that most runs on the same data set share.
+
+    Among equally shared eps the one nearest to the customary 8/255 (Linf), 0.5 (L2) or 12 (L1) is
+    taken, so that the runs of a report are compared at the same radius.
+    """
+    chosen = []
+    for norm in NORMS:
+        own = [e for e in run.evaluations if e.norm == norm]
+        radii = {point.eps for e in own for point in e.curve if point.eps > 0}
+        if not radii:
+            continue
+
+        def shared(eps: float, norm: str = norm) -> tuple[int, float]:
+            peers = [other for other in runs if other.dataset == run.dataset]
+            count = sum(
+                any(
+                    math.isclose(p.eps, eps, rel_tol=1e-6)
+                    for e in other.evaluations
+                    if e.norm == norm
+                    for p in e.curve
+                )
+                for other in peers
+            )
+            return count, -abs(eps - _CUSTOMARY_EPS[norm])
+
+        best = max(radii, key=shared)
+        points = [
+            Headline(e, p) for e in own for p in e.curve if math.isclose(p.eps, best, rel_tol=1e-6)
+        ]
+        chosen.append(min(points, key=lambda headline: headline.point.robust_accuracy))
+    return tuple(chosen)
+
+
+def clean_accuracy(run: Run) -> tuple[float, str] | None:
+    """The clean accuracy over the most images, and where it comes from."""
+    if run.evaluations:
+        best = max(run.evaluations, key=lambda e: e.num_images)
+        return best.clean_accuracy, f"{best.num_images:,} images"
+    _, _, values = run.series("validation_accuracy")
+    return (float(values[-1]), "validation, last epoch") if values.size else None
+
+
+def remarks(run: Run) -> tuple[str, ...]:
+    """What a careful reader should know before believing this run's figures."""
+    found = []
+    for evaluation in run.evaluations:
+        name = f"{evaluation.attack} ({evaluation.path.name})"
+        for before, after in zip(evaluation.curve, evaluation.curve[1:]):
+            if after.robust_accuracy > before.robust_accuracy:
+                found.append(
+                    f"{name}: robust accuracy rises from {percent(before.robust_accuracy)} at "
+                    f"{eps_text(before.eps, evaluation.norm)} to {percent(after.robust_accuracy)} "
+                    f"at {eps_text(after.eps, evaluation.norm)}: the attack is too weak, or "
+                    "gradients are masked."
+                )
+                break
+        for point in evaluation.curve:
+            # 1e-6 absolute and 1e-5 relative are the tolerances of the evaluation itself.
+            if point.largest_norm is not None and point.largest_norm > point.eps * 1.00001 + 1e-6:
+                found.append(
+                    f"{name}: the largest perturbation has {NORMS[evaluation.norm]} norm "
+                    f"{point.largest_norm:.6g}, above eps = {point.eps:.6g}."
+                )
+    if run.evaluations and not any("autoattack" in e.attack.lower() for e in run.evaluations):
+        found.append(
+            "No AutoAttack among the evaluations: the robust accuracy is an upper bound "
+            "that a stronger attack may lower."
+        )
+    for name, variant in (run.linear.variants if run.linear else {}).items():
+        if variant.affine_error is not None and variant.affine_error > _AFFINE_TOLERANCE:
+            found.append(
+                f"Linear sub-network {VARIANT_TITLES.get(name, name)}: affine error "
+                f"{variant.affine_error:.2g} is above {_AFFINE_TOLERANCE:g}."
+            )
+    return tuple(found)
+
+
+def percent(value: float | None) -> str:
+    """0.473 as "47.3 %"; a dash for None."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def standard_error(accuracy: float, num_images: int) -> float:
+    """The binomial standard error of an accuracy over `num_images` images."""
+    return math.sqrt(accuracy * (1 - accuracy) / num_images)
+
+
+def eps_text(eps: float, norm: str) -> str:
+    """The radius both in pixel steps and as a float, the customary one first."""
+    steps, plain = f"{eps * 255:.4g}/255", f"{eps:.4g}"
+    return f"{steps} ({plain})" if norm == "linf" else f"{plain} ({steps})"
+
+
+def evidence(evaluation: Evaluation, eps: float) -> str:
+    """Norm, eps, attack, number of images and seed: what makes a robust accuracy a figure."""
+    return (
+        f"{NORMS[evaluation.norm]}, eps = {eps_text(eps, evaluation.norm)}, "
+        f"{evaluation.attack}, {evaluation.num_images:,} images, seed {evaluation.seed}"
+    )
+
+
+def score_text(score: Mapping[str, Any] | None, key: str) -> str:
+    """One entry of a clustering score; a dash where it is unknown."""
+    value = None if score is None else score.get(key)
+    if value is None:
+        return "–"
+    if key in ("p_value", "smallest_p"):
+        return f"{value:.2g}"
+    return f"{value:.3f}".replace("-", "−")
+
+
+def short_attack(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> str:
+    """The attack's name, with its file's where two evaluations of a run share it."""
+    name = evaluation.attack.split("(")[0].strip()
+    same = [e for e in evaluations if e.attack.split("(")[0].strip() == name]
+    return name if len(same) == 1 else f"{name}, {evaluation.path.stem}"
