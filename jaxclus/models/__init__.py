@@ -1,0 +1,43 @@
+"""Image classifiers in Flax NNX: networks by name, their layers, and changed copies of them."""
+
+from jaxclus.models._classifier import Classifier
+from jaxclus.models._cnn import CNN
+from jaxclus.models._create import ModelSpec, create, names
+from jaxclus.models._layers import (
+    Activation,
+    AvgPool,
+    BatchNorm,
+    Conv,
+    Flatten,
+    GlobalAvgPool,
+    Identity,
+    Linear,
+    MaxPool,
+    Normalize,
+)
+from jaxclus.models._preact_resnet import PreActResNet
+from jaxclus.models._resnet import ResNet
+from jaxclus.models._surgery import features, replace_activation, without_batch_norm
+
+__all__ = [
+    "CNN",
+    "Activation",
+    "AvgPool",
+    "BatchNorm",
+    "Classifier",
+    "Conv",
+    "Flatten",
+    "GlobalAvgPool",
+    "Identity",
+    "Linear",
+    "MaxPool",
+    "ModelSpec",
+    "Normalize",
+    "PreActResNet",
+    "ResNet",
+    "create",
+    "features",
+    "names",
+    "replace_activation",
+    "without_batch_norm",
+]
