@@ -1,0 +1,17 @@
+"""Training: `jc.training.fit` with an objective and a configuration."""
+
+from jaxclus.training import objectives
+from jaxclus.training._checkpoint import Checkpoints, CorruptCheckpointError
+from jaxclus.training._config import TrainingConfig
+from jaxclus.training._fit import Preempted, Run, TrainingDiverged, fit
+
+__all__ = [
+    "Checkpoints",
+    "CorruptCheckpointError",
+    "Preempted",
+    "Run",
+    "TrainingConfig",
+    "TrainingDiverged",
+    "fit",
+    "objectives",
+]

@@ -1,0 +1,100 @@
+"""What long work needs: atomic files, progress, and a record of where figures come from."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def write_atomic(path: Path | str, content: bytes) -> None:
+    """Writes a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Writes JSON, indented, atomically. NaN and infinity are refused: they are not JSON."""
+    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and command: what a figure needs beside it to be reproduced."""
+    names = ("jaxclus", "jax", "flax", "optax", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    devices = jax.devices()
+    kind = _cpu() if devices[0].platform == "cpu" else devices[0].device_kind
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "hardware": f"{len(devices)} x {kind}, {os.cpu_count()} CPU cores",
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def progress(
+    description: str, total: int, unit: str, *, enabled: bool = True, done: int = 0
+) -> Iterator[Callable[[int, str], None]]:
+    """A progress bar on stderr with rate and time left; yields `advance(count, text)`.
+
+    Args:
+        description: what is being done.
+        total: how much of it there is.
+        unit: what is counted, for the rate, as in "images".
+        enabled: whether to show anything.
+        done: how much of it was done before, by an interrupted run; it does not count as speed.
+    """
+    if not enabled:
+        yield lambda count, text="": None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"),
+        TimeElapsedColumn(), TextColumn("left"), Remaining(), TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[text]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(description, total=total, completed=done, rate="", text="")
+
+        def advance(count: int, text: str = "") -> None:
+            bars.advance(task, count)
+            speed = bars.tasks[0].speed
+            rate = f"{speed:,.0f} {unit}/s" if speed else ""
+            bars.update(task, rate=rate, text=text)
+
+        yield advance

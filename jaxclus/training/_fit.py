@@ -1,0 +1,331 @@
+"""The training loop: compiled steps, metrics one step late, checkpoints, exact resume."""
+
+import dataclasses
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxclus import _checks, parallel, runs
+from jaxclus.data import Augmentation, Dataset, default_augmentation
+from jaxclus.training import _step
+from jaxclus.training._checkpoint import Checkpoints
+from jaxclus.training._config import TrainingConfig, learning_rate
+from jaxclus.training._step import Program, TrainState
+from jaxclus.training._validate import validation_scores
+from jaxclus.training.objectives import Objective
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss is no longer finite. The last checkpoint is from before."""
+
+
+class Preempted(Exception):
+    """SIGTERM came; everything is saved, and the same call goes on from here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What training gives back.
+
+    Attributes:
+        model: the trained network in eval mode: the best on the validation set where one is
+            given, else the last; the moving average where one is kept.
+        history: the lines of metrics, as in `directory/metrics.jsonl`.
+        directory: where the run was kept, or None.
+    """
+
+    model: Any
+    history: tuple[dict[str, float], ...]
+    directory: Path | None
+
+
+def fit(
+    key: jax.Array,
+    model: nnx.Module,
+    data: Dataset,
+    objective: Objective,
+    config: TrainingConfig,
+    *,
+    validation: Dataset | None = None,
+    augmentation: Augmentation | None = None,
+    directory: Path | str | None = None,
+    devices: Sequence[Any] | None = None,
+    progress: bool = True,
+) -> Run:
+    """Trains a network; the given one is left as it is.
+
+    With a directory the run can be killed at any moment: the same call goes on from the newest
+    intact checkpoint and ends, on CPUs, with bit-identical weights. On SIGTERM it saves first.
+    Runs that differ in key and weights only share one compiled program.
+
+    Args:
+        key: a typed key for shuffling, augmentation and the objective.
+        model: a Flax NNX network, images [b, h, w, c] -> logits [b, k].
+        data: the training set.
+        objective: what to minimise.
+        config: how.
+        validation: a held-out split of the training set. After each epoch the accuracy on it,
+            under the objective's attack where there is one, selects the weights to return.
+        augmentation: default: `jc.data.default_augmentation` of the data set.
+        directory: where to keep checkpoints and metrics; None keeps nothing.
+        devices: default: all.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError, TypeError: if the data do not fit the network or the batch size, or the
+            directory holds a run with other settings.
+        CorruptCheckpointError: if the directory holds checkpoints and none is intact.
+        TrainingDiverged: if the loss becomes NaN or infinite.
+        Preempted: after SIGTERM, when all is saved.
+    """
+    _checks.typed_key("key", key)
+    mesh = parallel.mesh(devices)
+    parallel.check_batch_size("batch_size", config.batch_size, mesh)
+    _check_data("data", data, model, config.batch_size)
+    if validation is not None:
+        _check_data("validation", validation, model, 1)
+    program = Program.of(
+        model,
+        objective=objective,
+        config=config,
+        augmentation=augmentation or default_augmentation(data.name),
+        steps_per_epoch=len(data) // config.batch_size,
+        mesh=mesh,
+    )
+    placed = jax.device_put((data.images, data.labels), parallel.replicated(mesh))
+    key = jax.device_put(key, parallel.replicated(mesh))
+    weights = _step.weights_of(model)
+    objective_state = objective.init(key, *placed)
+    trainer = _Trainer(program, key, placed, validation, _Log(directory), directory)
+    trainer.meta = _meta(program, model, data, validation, key)
+    state = trainer.start(weights, objective_state)
+    with _sigterm() as stopped:
+        state = trainer.run(state, stopped, progress)
+    final = program.model(jax.tree.map(jax.numpy.copy, state.selected))
+    if getattr(model, "spec", None) is not None:
+        final.spec = model.spec  # pyright: ignore[reportAttributeAccessIssue]
+    return Run(final, tuple(trainer.log.lines), None if directory is None else Path(directory))
+
+
+class _Trainer:
+    """The loop's fixed parts."""
+
+    def __init__(self, program, key, placed, validation, log, directory):
+        self.program: Program = program
+        self.key = key
+        self.images, self.labels = placed
+        self.validation: Dataset | None = validation
+        self.log: _Log = log
+        self.checkpoints = (
+            None if directory is None else Checkpoints(Path(directory) / "checkpoints")
+        )
+        self.meta: dict[str, Any] = {}
+
+    def start(self, weights: Any, objective_state: Any) -> TrainState:
+        """The state of the newest intact checkpoint, or the first one."""
+        arguments = (self.program, weights, objective_state)
+        validated = self.validation is not None
+        if self.checkpoints is not None:
+            template = _step.abstract_state(*arguments, validated=validated)
+            restored = self.checkpoints.restore(template, self.meta)
+            if restored is not None:
+                state, _ = restored
+                self.log.keep_until(int(state.step))
+                return state
+        self.log.keep_until(-1)
+        return _step.initial_state(*arguments, validated=validated)
+
+    def run(self, state: TrainState, stopped: threading.Event, progress: bool) -> TrainState:
+        per_epoch, config = self.program.steps_per_epoch, self.program.config
+        done, total = int(state.step), self.program.config.epochs * per_epoch
+        name = type(self.program.objective).__name__
+        with runs.progress(
+            f"training ({name})", total * config.batch_size, "images", enabled=progress,
+            done=done * config.batch_size,
+        ) as advance:  # fmt: skip
+            self.log.begin(self.program, advance)
+            order = None
+            for step in range(done, total):
+                if order is None or step % per_epoch == 0:
+                    epoch = np.int32(step // per_epoch)
+                    order = _step.epoch_order(self.key, epoch, self.labels, program=self.program)
+                state, metrics = _step.train_step(
+                    state, self.key, order, self.images, self.labels, program=self.program
+                )
+                self.log.add(step + 1, metrics)
+                if (step + 1) % per_epoch == 0:
+                    state = self._end_epoch(state, step + 1)
+                if stopped.is_set() and step + 1 < total:
+                    self._stop(state, step + 1)
+            self.log.flush()
+        return state
+
+    def _end_epoch(self, state: TrainState, step: int) -> TrainState:
+        epoch = step // self.program.steps_per_epoch
+        self.log.flush()
+        model = self.program.model(state.current)
+        refreshed = self.program.objective.refresh(model, self.images, self.labels, state.objective)
+        state = dataclasses.replace(state, objective=refreshed)
+        if self.validation is not None and state.best is not None:
+            scores = validation_scores(self.key, self.program, state.current, self.validation)
+            self.log.write({"step": step, "epoch": epoch, **scores})
+            score = scores.get("validation_robust_accuracy", scores["validation_accuracy"])
+            if score > float(state.best["score"]):
+                best = {"score": jax.numpy.array(score), "weights": state.current}
+                best = parallel.copy_to(best, parallel.replicated(self.program.mesh))
+                state = dataclasses.replace(state, best=best)
+        last = epoch == self.program.config.epochs
+        if last or epoch % self.program.config.checkpoint_every == 0:
+            self._save(state, step)
+        return state
+
+    def _save(self, state: TrainState, step: int) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.save(step, state, self.meta)
+
+    def _stop(self, state: TrainState, step: int) -> None:
+        self.log.flush()
+        self._save(state, step)
+        kept = "nothing is kept: no directory was given"
+        if self.checkpoints is not None:
+            kept = f"saved in {self.checkpoints.directory.parent}; the same command goes on"
+        raise Preempted(f"stopped by SIGTERM after step {step}: {kept}")
+
+
+class _Log:
+    """Metrics as JSON lines, in memory and in a file; reads the device one step late."""
+
+    def __init__(self, directory: Path | str | None):
+        self.path = None if directory is None else Path(directory) / "metrics.jsonl"
+        self.lines: list[dict[str, float]] = []
+        self._waiting: list[tuple[int, Any]] = []
+
+    def keep_until(self, step: int) -> None:
+        """Drops what was logged after `step`: a resumed run logs it again."""
+        if self.path is None:
+            return
+        if self.path.exists():
+            lines = map(json.loads, self.path.read_text().splitlines())
+            self.lines = [line for line in lines if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in self.lines)
+        runs.write_atomic(self.path, text.encode())
+
+    def begin(self, program: Program, advance: Any) -> None:
+        self._program, self._advance = program, advance
+        self._rate = learning_rate(program.config, program.steps_per_epoch)
+        self._clock = _Clock(program.config.batch_size)
+
+    def add(self, step: int, metrics: Any) -> None:
+        """Takes a step's metrics; those of the step before are ready, or nearly, by now."""
+        self._waiting.append((step, metrics))
+        if len(self._waiting) > self._program.config.log_every:
+            self._emit(self._waiting[:-1])
+            self._waiting = self._waiting[-1:]
+
+    def flush(self) -> None:
+        if self._waiting:
+            self._emit(self._waiting)
+        self._waiting = []
+
+    def _emit(self, waiting: list[tuple[int, Any]]) -> None:
+        values = jax.device_get([metrics for _, metrics in waiting])
+        step = waiting[-1][0]
+        means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+        if not all(map(math.isfinite, means.values())):
+            shown = ", ".join(f"{name} {value:g}" for name, value in means.items())
+            raise TrainingDiverged(
+                f"training diverged by step {step} ({shown}); lower `learning_rate`, now at most "
+                f"{self._program.config.learning_rate:g}"
+            )
+        self.write(
+            {
+                "step": step,
+                "epoch": step / self._program.steps_per_epoch,
+                **means,
+                "learning_rate": float(jax.numpy.asarray(self._rate(step - 1))),
+                "images_per_second": self._clock.rate(len(waiting)),
+            }
+        )
+        text = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+        self._advance(len(waiting) * self._program.config.batch_size, text)
+
+    def write(self, line: dict[str, float]) -> None:
+        self.lines.append(line)
+        if self.path is not None:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+class _Clock:
+    """Images per second since the last time it was asked."""
+
+    def __init__(self, batch_size: int):
+        self._batch, self._last = batch_size, time.perf_counter()
+
+    def rate(self, steps: int) -> float:
+        now = time.perf_counter()
+        elapsed, self._last = now - self._last, now
+        return round(steps * self._batch / elapsed, 1)
+
+
+class _sigterm:
+    """Turns SIGTERM into an event while it is entered; only the main thread may do so."""
+
+    def __enter__(self) -> threading.Event:
+        event = threading.Event()
+        self._before = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+        return event
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+
+def _meta(
+    program: Program, model: nnx.Module, data: Dataset, validation: Dataset | None, key: jax.Array
+) -> dict[str, Any]:
+    """What a checkpoint belongs to; a run goes on only where all of it is the same."""
+    spec = getattr(model, "spec", None)
+    return {
+        "model": None if spec is None else spec.to_json(),
+        "objective": repr(program.objective),
+        "config": dataclasses.asdict(program.config)
+        | {"milestones": list(program.config.milestones)},
+        "augmentation": repr(program.augmentation),
+        "data": data.fingerprint,
+        "validation": None if validation is None else validation.fingerprint,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+    }
+
+
+def _check_data(name: str, data: Dataset, model: nnx.Module, least: int) -> None:
+    if not isinstance(data, Dataset):
+        raise TypeError(f"`{name}` must be a jc.data.Dataset, got {type(data).__name__}")
+    if len(data) < least:
+        raise ValueError(
+            f"`{name}` must hold at least one batch of {least} images, got {len(data)}"
+        )
+    spec = getattr(model, "spec", None)
+    if spec is None:
+        return
+    if tuple(spec.input_shape) != data.input_shape:
+        raise ValueError(
+            f"`{name}` must hold images of the model's shape {tuple(spec.input_shape)}, "
+            f"got {data.input_shape}"
+        )
+    if spec.num_classes < data.num_classes:
+        raise ValueError(
+            f"`{name}` must have at most the model's {spec.num_classes} classes, "
+            f"got {data.num_classes}"
+        )

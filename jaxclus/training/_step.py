@@ -1,0 +1,184 @@
+"""One training step as one compiled program, and the state it carries."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxclus import parallel
+from jaxclus.data import Augmentation, to_float
+from jaxclus.threat import image_keys
+from jaxclus.training._config import TrainingConfig, optimizer
+from jaxclus.training.objectives import Metrics, Objective, TrainingModel
+
+Weights = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that changes during training; a pytree of arrays, saved as it is.
+
+    Attributes:
+        step: number of steps taken, int32 scalar.
+        weights: {"params", "stats"}: trained parameters and running statistics.
+        opt_state: the optimiser's state.
+        average: moving average of `weights`, or None.
+        objective: the objective's state.
+        best: {"score", "weights"} of the best validation so far, or None without validation.
+    """
+
+    step: jax.Array
+    weights: Weights
+    opt_state: Any
+    average: Weights | None
+    objective: Any
+    best: dict[str, Any] | None
+
+    @property
+    def current(self) -> Weights:
+        """The weights to evaluate: the average where there is one."""
+        return self.weights if self.average is None else self.average
+
+    @property
+    def selected(self) -> Weights:
+        """The weights to return: the best validated where there are any."""
+        return self.current if self.best is None else self.best["weights"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Everything of a run that is fixed when it compiles; hashable.
+
+    Two runs with equal programs, as with two seeds, share the compiled code.
+    """
+
+    train: Any
+    evaluate: Any
+    objective: Objective
+    config: TrainingConfig
+    augmentation: Augmentation
+    steps_per_epoch: int
+    mesh: Mesh
+
+    @classmethod
+    def of(cls, model: nnx.Module, **fields: Any) -> "Program":
+        """The program that trains a model of this architecture."""
+        return cls(train=_train_graph(model, fields["config"]), evaluate=_graph(model), **fields)
+
+    def model(self, weights: Weights) -> Any:
+        """The network with these weights, in eval mode and float32."""
+        return nnx.merge(self.evaluate, weights["params"], weights["stats"])
+
+
+def _graph(model: nnx.Module) -> Any:
+    frozen = nnx.view(model, use_running_average=True, raise_if_not_found=False)
+    return nnx.split(frozen, nnx.Param, nnx.BatchStat)[0]
+
+
+def _train_graph(model: nnx.Module, config: TrainingConfig) -> Any:
+    if config.precision != "float32":
+        spec = getattr(model, "spec", None)
+        if spec is None:
+            raise ValueError(
+                "`precision` must be float32 for a model that jc.models.create did not make, "
+                f"got {config.precision!r}: build it with that dtype instead"
+            )
+        model = dataclasses.replace(spec, dtype=config.precision).abstract()
+    train = nnx.view(model, use_running_average=False, raise_if_not_found=False)
+    return nnx.split(train, nnx.Param, nnx.BatchStat)[0]
+
+
+def weights_of(model: nnx.Module) -> Weights:
+    """Parameters and running statistics of a network as plain dicts."""
+    _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return {"params": nnx.to_pure_dict(params), "stats": nnx.to_pure_dict(stats)}
+
+
+def initial_state(
+    program: Program, weights: Weights, objective_state: Any, *, validated: bool
+) -> TrainState:
+    """The state before the first step; shares no buffer with the given weights."""
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        weights=weights,
+        opt_state=optimizer(program.config, program.steps_per_epoch).init(weights["params"]),
+        average=weights if program.config.ema_decay is not None else None,
+        objective=objective_state,
+        best={"score": jnp.array(-1.0), "weights": weights} if validated else None,
+    )
+    return parallel.copy_to(state, parallel.replicated(program.mesh))
+
+
+def abstract_state(
+    program: Program, weights: Weights, objective_state: Any, *, validated: bool
+) -> TrainState:
+    """Shapes, dtypes and placement of the state: what a checkpoint is restored into."""
+    shapes = jax.eval_shape(
+        partial(initial_state, program, validated=validated), weights, objective_state
+    )
+    placement = parallel.replicated(program.mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), shapes
+    )
+
+
+@partial(jax.jit, static_argnames=("program",))
+def epoch_order(key: jax.Array, epoch: jax.Array, labels: jax.Array, *, program: Program):
+    """The order [n] in which an epoch visits the images."""
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), labels.shape[0])
+    return jax.lax.with_sharding_constraint(order, parallel.replicated(program.mesh))
+
+
+@partial(jax.jit, static_argnames=("program",), donate_argnames=("state",))
+def train_step(
+    state: TrainState,
+    key: jax.Array,
+    order: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    program: Program,
+) -> tuple[TrainState, Metrics]:
+    """One step: batch, augmentation, objective, update.
+
+    All randomness is `fold_in(fold_in(key, step), number of the image)`, so that a resumed run
+    continues bit for bit and the device count does not matter.
+    """
+    config, objective = program.config, program.objective
+    step_key = jax.random.fold_in(key, state.step)
+    index = objective.batch(step_key, state.step, state.objective, config.batch_size)
+    if index is None:
+        start = state.step % program.steps_per_epoch * config.batch_size
+        index = jax.lax.dynamic_slice(order, (start,), (config.batch_size,))
+    index = jax.lax.with_sharding_constraint(index, parallel.over_batch(program.mesh))
+    keys = jax.vmap(partial(jax.random.split, num=2))(image_keys(step_key, index))
+    x = program.augmentation(keys[:, 0], to_float(images[index]))
+    y = labels[index]
+
+    def loss(params):
+        train = nnx.merge(program.train, params, state.weights["stats"])
+        fixed = jax.lax.stop_gradient(params)
+        frozen = nnx.merge(program.evaluate, fixed, state.weights["stats"])
+        value, metrics = objective.loss(
+            TrainingModel(train, frozen), x, y, keys[:, 1], state.objective
+        )
+        return value, (metrics, nnx.to_pure_dict(nnx.state(train, nnx.BatchStat)))
+
+    params = state.weights["params"]
+    grads, (metrics, stats) = jax.grad(loss, has_aux=True)(params)
+    transform = optimizer(config, program.steps_per_epoch)
+    updates, opt_state = transform.update(grads, state.opt_state, params)
+    weights = {"params": optax.apply_updates(params, updates), "stats": stats}
+    average = state.average
+    if average is not None and config.ema_decay is not None:
+        average = optax.incremental_update(weights, average, 1 - config.ema_decay)
+    state = dataclasses.replace(
+        state, step=state.step + 1, weights=weights, opt_state=opt_state, average=average
+    )
+    return state, metrics
