@@ -13,8 +13,9 @@ from jaxtyping import Int
 
 from jaxclus.clustering._hierarchy import distance_matrix, hierarchy
 
-# Labellings times classes that are enumerated: about a million labellings of 16 classes.
-_MAX_ENUMERATED = 2**24
+# Enumerated at most: labellings, for memory; pairs of classes in all of them, for about a second.
+_MAX_LABELLINGS = 1_000_000
+_MAX_PAIRS = 50_000_000
 _NUM_SAMPLES = 100_000
 _CHUNK = 10_000
 _SEED = 0
@@ -64,8 +65,9 @@ def clustering_score(C: ArrayLike, groups: Sequence[Any] | ArrayLike) -> Cluster
         p = #{labellings with a score >= the observed one} / L,
 
     where scores closer than 1e-6 count as equal. The smallest possible p is 1/L: 1/210 for groups
-    of 4 and 6. Above about a million labellings (20 groups of 5) p = (1 + hits) / (1 + samples)
-    from 100,000 random labellings with a fixed seed, and `exact` is False.
+    of 4 and 6. Above a million labellings (20 groups of 5), or above 50 million pairs of classes
+    in all of them, p = (1 + hits) / (1 + samples) from 100,000 random labellings with a fixed
+    seed, and `exact` is False.
 
     Args:
         C: correlations [k, k]: finite, symmetric, in [-1, 1], with a diagonal of 1, each up to
@@ -94,14 +96,13 @@ def clustering_score(C: ArrayLike, groups: Sequence[Any] | ArrayLike) -> Cluster
             "`groups` must be at least two, one of them with at least two classes, "
             f"got groups of {', '.join(map(str, sizes))}"
         )
-    num_classes, num_groups = len(ids), len(sizes)
     correlations = 1 - distances
-    upper = np.triu_indices(num_classes, k=1)
+    upper = np.triu_indices(len(ids), k=1)
     pairs, same = correlations[upper], (ids[:, None] == ids[None, :])[upper]
     within, between = pairs[same].mean(), pairs[~same].mean()
 
-    num_labellings = _num_labellings(sizes)
-    exact = num_labellings * num_classes <= _MAX_ENUMERATED
+    labellings = _num_labellings(sizes)
+    exact = labellings <= _MAX_LABELLINGS and labellings * int(same.sum()) <= _MAX_PAIRS
     sums = _all_sums(correlations, sizes) if exact else _sampled_sums(correlations, sizes)
     scores = sums / same.sum() - (pairs.sum() - sums) / (~same).sum()
     hits = int(np.count_nonzero(scores >= within - between - _TIE))
@@ -116,7 +117,7 @@ def clustering_score(C: ArrayLike, groups: Sequence[Any] | ArrayLike) -> Cluster
         num_labellings=len(sums),
         exact=exact,
         cophenetic=tree.cophenetic,
-        adjusted_rand=float(adjusted_rand_score(ids, tree.cut(num_groups))),
+        adjusted_rand=float(adjusted_rand_score(ids, tree.cut(len(sizes)))),
         silhouette=float(silhouette_score(distances, ids, metric="precomputed")),
     )
 

@@ -159,10 +159,11 @@ def test_too_many_labellings_are_sampled():
     assert clustering_score(np.eye(100), ids).p_value == 1
 
 
-def test_sampled_p_estimates_the_exact_p(monkeypatch):
+@pytest.mark.parametrize("limit", ["_MAX_LABELLINGS", "_MAX_PAIRS"])
+def test_sampled_p_estimates_the_exact_p(monkeypatch, limit):
     C = random_correlation(10, 8)
     exact = clustering_score(C, CIFAR10)
-    monkeypatch.setattr(_score, "_MAX_ENUMERATED", 0)
+    monkeypatch.setattr(_score, limit, 0)
     sampled = clustering_score(C, CIFAR10)
     assert exact.exact and not sampled.exact
     assert 0.05 < exact.p_value < 0.95
