@@ -4,7 +4,43 @@ Images are float32, NHWC, in [0, 1]; labels are int32; `eps` is on that pixel sc
 is any callable from images [b, h, w, c] to logits [b, k].
 """
 
-from jaxclus import attacks, losses, threat
-from jaxclus.threat import L1, L2, Linf
+__version__ = "0.1.0"
 
-__all__ = ["L1", "L2", "Linf", "attacks", "losses", "threat"]
+from jaxclus import (
+    attacks,
+    clustering,
+    data,
+    evaluation,
+    linear,
+    losses,
+    metrics,
+    models,
+    threat,
+    training,
+    zoo,
+)
+
+# LIN from jaxclus.linear import implicit_weight, linearize
+from jaxclus.threat import L1, L2, Linf
+from jaxclus.zoo import export, load
+
+__all__ = [
+    "L1",
+    "L2",
+    "Linf",
+    "attacks",
+    "clustering",
+    "data",
+    "evaluation",
+    "export",
+    # LIN    "implicit_weight",
+    "linear",
+    # LIN    "linearize",
+    "load",
+    "losses",
+    "metrics",
+    "models",
+    "threat",
+    "training",
+    "zoo",
+]

@@ -20,11 +20,15 @@ def is_concrete(*values: Any) -> bool:
 
 def _number(name: str, value: Any, allowed: str) -> float | None:
     """The value on the host, or None for tracers and the placeholders of pytree operations."""
-    if isinstance(value, (bool, str, type(None))):
+    if isinstance(value, (bool, np.bool_, complex, str, list, tuple, dict, type(None))):
         raise TypeError(f"`{name}` must be {allowed}, got {value!r}")
     if not isinstance(value, (int, float, np.generic, np.ndarray, jax.Array)):
         return None
-    return None if isinstance(value, jax.core.Tracer) else float(value)
+    if isinstance(value, jax.core.Tracer):
+        return None
+    if np.shape(value):
+        raise TypeError(f"`{name}` must be {allowed}, got an array of shape {np.shape(value)}")
+    return float(value)
 
 
 def positive(name: str, value: Any) -> None:
@@ -49,7 +53,7 @@ def at_least(name: str, value: Any, minimum: int) -> None:
         raise ValueError(f"`{name}` must be at least {minimum}, got {value!r}")
 
 
-def within(name: str, value: float, low: float, high: float) -> None:
+def within(name: str, value: float | int, low: float | int, high: float | int) -> None:
     """Raises unless `low <= value <= high`."""
     if not low <= value <= high:
         raise ValueError(f"`{name}` must be in [{low}, {high}], got {value!r}")
@@ -62,9 +66,19 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(known)}; got {value!r}")
 
 
+def _array(name: str, value: Any, allowed: str) -> Any:
+    """The value itself; raises unless it is an array of NumPy or JAX."""
+    if not isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        raise TypeError(f"`{name}` must be an array of {allowed}, got {type(value)}")
+    return value
+
+
 def images(name: str, value: Any) -> jax.Array:
-    """The images as a float32 array [b, h, w, c] in [0, 1]; raises for anything else."""
-    dtype = jnp.result_type(value)
+    """The images as a float32 array [b, h, w, c] in [0, 1]; raises for anything else.
+
+    NumPy's float64 becomes float32, as everywhere in JAX, unless x64 is switched on.
+    """
+    dtype = jnp.result_type(_array(name, value, "float32 images in [0, 1]"))
     if dtype != jnp.float32:
         raise TypeError(
             f"`{name}` must be float32 images in [0, 1] "
@@ -73,7 +87,9 @@ def images(name: str, value: Any) -> jax.Array:
     value = jnp.asarray(value)
     if value.ndim != 4:
         raise ValueError(f"`{name}` must have the shape [b, h, w, c], got {value.shape}")
-    if is_concrete(value) and value.size:
+    if not value.size:
+        raise ValueError(f"`{name}` must hold at least one image, got the shape {value.shape}")
+    if is_concrete(value):
         low, high = float(value.min()), float(value.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"`{name}` must be finite and in [0, 1], but holds NaN or infinity")
@@ -82,26 +98,27 @@ def images(name: str, value: Any) -> jax.Array:
     return value
 
 
-def integers(name: str, value: Any, length: int, below: int | None = None) -> jax.Array:
+def integers(name: str, value: Any, length: int, below: int = 2**31) -> jax.Array:
     """The value as an int32 array [length], each entry in [0, below); raises for anything else."""
-    dtype = jnp.result_type(value)
-    allowed = "at least 0" if below is None else f"in [0, {below - 1}]"
+    allowed = f"in [0, {below - 1}]"
+    dtype = jnp.result_type(_array(name, value, f"integers {allowed}"))
     if not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(f"`{name}` must be integers {allowed}, got dtype {dtype}")
-    value = jnp.asarray(value, jnp.int32)
     if value.shape != (length,):
         raise ValueError(
             f"`{name}` must have the shape ({length},), one entry for each image, got {value.shape}"
         )
     if is_concrete(value) and value.size:
         low, high = int(value.min()), int(value.max())
-        if low < 0 or (below is not None and high >= below):
+        if low < 0 or high >= below:
             raise ValueError(f"`{name}` must be {allowed}, got values from {low} to {high}")
-    return value
+    return jnp.asarray(value, jnp.int32)
 
 
 def typed_key(name: str, value: Any) -> jax.Array:
-    """The typed PRNG key; raises for raw uint32 keys and anything else."""
-    if not (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
+    """The typed PRNG key; raises for raw uint32 keys, arrays of keys and anything else."""
+    if not (isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
         raise TypeError(f"`{name}` must be a typed key, as jax.random.key(0) makes, got {value!r}")
+    if value.shape:
+        raise ValueError(f"`{name}` must be one key, got an array of keys {value.shape}")
     return value

@@ -37,17 +37,22 @@ def jit_over_model(
     return bind
 
 
-@jit_over_model
-def logits(model: Classifier, x: jax.Array) -> jax.Array:
-    """The model's logits [b, k], compiled."""
+def _apply(model: Classifier, x: jax.Array) -> jax.Array:
     return model(x)
+
+
+logits = jit_over_model(_apply)
+_shared_logits = jax.jit(_apply)
 
 
 def num_classes(model: Classifier, x: jax.Array) -> int:
     """The number of classes k, from the shape of the logits; raises if they are not fit for use."""
     if not callable(model):
         raise TypeError(f"`model` must be a callable from images to logits, got {type(model)}")
-    out = jax.eval_shape(model, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    # jit keeps the shapes of a pytree model from one call to the next; tracing takes a while.
+    known = is_pytree(model)
+    out = _shared_logits.eval_shape(model, shape) if known else jax.eval_shape(model, shape)
     if not hasattr(out, "shape") or len(out.shape) != 2 or out.shape[0] != x.shape[0]:
         shape = getattr(out, "shape", type(out))
         raise ValueError(

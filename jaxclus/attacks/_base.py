@@ -99,7 +99,7 @@ class Attack(abc.ABC):
         index = jnp.arange(x.shape[0]) if index is None else index
         index = _checks.integers("index", index, x.shape[0])
         with jax.default_matmul_precision("highest"):
-            return _run(model)(self, key, x, y, index, trace=trace)
+            return bind(model)(self, key, x, y, index, trace=trace)
 
     @abc.abstractmethod
     def perturb(
@@ -140,4 +140,6 @@ def _attack(model, attack, key, x, y, index, *, trace):
     )
 
 
-_run = _classifier.jit_over_model(_attack, static_argnames=("trace",))
+#: `bind(model)(attack, key, x, y, index, trace=False)`: `attack.run` without checks, with the
+#: model's program bound once for many batches. A model must not change while it is bound.
+bind = _classifier.jit_over_model(_attack, static_argnames=("trace",))
