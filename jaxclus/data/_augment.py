@@ -27,8 +27,6 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         _checks.at_least("crop_padding", self.crop_padding, 0)
-        if not isinstance(self.flip, bool):
-            raise TypeError(f"`flip` must be True or False, got {self.flip!r}")
 
     def __call__(
         self, key: jax.Array, images: Shaped[Array, "b h w c"]
@@ -43,7 +41,8 @@ class Augmentation:
             Images of the same shape and dtype.
 
         Raises:
-            TypeError, ValueError: a raw key, keys or images of another shape or dtype.
+            TypeError: `key` is a raw key.
+            ValueError: `key` or `images` has another shape, or `images` another dtype.
         """
         if images.ndim != 4 or images.dtype not in (jnp.float32, jnp.uint8):
             raise ValueError(
@@ -67,9 +66,11 @@ class Augmentation:
 
 def _keys(key: jax.Array, batch: int) -> jax.Array:
     """One key for each image."""
-    _checks.typed_key("key", key)
-    if key.ndim == 0:
-        return threat.image_keys(key, jnp.arange(batch))
+    many = (
+        isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim
+    )
+    if not many:
+        return threat.image_keys(_checks.typed_key("key", key), jnp.arange(batch))
     if key.shape != (batch,):
         raise ValueError(f"`key` must be one key or keys [{batch}], got the shape {key.shape}")
     return key

@@ -1,5 +1,6 @@
 """Decoded images on disk, so that a data set is decoded once and not at every start."""
 
+import functools
 import hashlib
 import os
 import re
@@ -52,12 +53,16 @@ def cached(
         try:
             _write(path, decoded)
         except OSError as error:
-            warnings.warn(
+            _warn_once(
                 f"decoded images are not kept for the next time: {path.parent} cannot be written "
-                f"({error.strerror or error}); JAXCLUS_CACHE names another directory",
-                stacklevel=2,
+                f"({error.strerror or error}); JAXCLUS_CACHE names another directory"
             )
     return decoded
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
 
 
 def _source_hash(source: Iterable[Path]) -> str:
@@ -74,11 +79,12 @@ def _source_hash(source: Iterable[Path]) -> str:
 def _read(path: Path) -> Decoded | None:
     """The cache file's content, or None where there is none or it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            images, labels, names = file["images"], file["labels"], file["class_names"]
-            whole = str(file["sha256"]) == digest(images, labels, names)
-    # All that NumPy and zipfile were seen to raise for truncated, overwritten and foreign files.
-    except (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        # Opened here because NumPy leaves a file open that turns out to be no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            images, labels, names = (archive[key] for key in ("images", "labels", "class_names"))
+            whole = str(archive["sha256"]) == digest(images, labels, names)
+    # What NumPy and zipfile raise for truncated, overwritten and foreign files.
+    except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile):
         return None
     return Decoded(images, labels, tuple(map(str, names))) if whole else None
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int32, UInt8
+from jaxtyping import Array, Float32
 
 from jaxclus import _checks
 
@@ -67,8 +67,8 @@ class Dataset:
         split: name of the split, as "train" or "test".
     """
 
-    images: UInt8[np.ndarray, "n h w c"]
-    labels: Int32[np.ndarray, " n"]
+    images: np.ndarray
+    labels: np.ndarray
     class_names: tuple[str, ...] = ()
     groups: Groups | None = None
     name: str = "custom"

@@ -4,8 +4,9 @@ Decoders of JPEG differ in the last bits, so one decoder is used for every sourc
 is part of the cache's file names.
 """
 
+import io
 from collections.abc import Iterable
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +17,12 @@ _MODE_OF_CHANNELS = {channels: mode for mode, channels in _CHANNELS.items()}
 _LOSSLESS = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}
 
 
-def decode_image(label: str, file: str | IO[bytes], channels: int | None = None) -> np.ndarray:
+def decode_image(label: str, file: str | io.BytesIO, channels: int | None = None) -> np.ndarray:
     """One image as uint8 [h, w, c].
 
     Args:
         label: what to call the image in errors.
-        file: path, or open binary file.
+        file: path, or the encoded bytes.
         channels: 1, 3 or 4; by default 1 for grey images and 3 for coloured ones.
 
     Raises:

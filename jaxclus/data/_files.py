@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,39 +31,51 @@ def load_folder(root: Path, split: str) -> Decoded:
     if not files:
         raise ValueError(f"`name` must be a directory of class folders of images, got {root}")
 
+    labels = np.array([label for _, label in files], np.int32)
+
     def decode() -> Decoded:
         images = stack_images((str(file), decode_image(str(file), str(file))) for file, _ in files)
-        return Decoded(images, np.array([label for _, label in files], np.int32), tuple(names))
+        return Decoded(images, labels, tuple(names))
 
-    return cached(root.resolve().name, "folder", split, [file for file, _ in files], decode)
+    source = [file for file, _ in files]
+    images = cached(root.resolve().name, "folder", split, source, decode).images
+    # Not the cached labels: a class that is new in another split changes them, but no file here.
+    return Decoded(images, labels, tuple(names))
 
 
 def load_npz(path: Path, split: str) -> Decoded:
     """`SPLIT_images`, `SPLIT_labels`, or `images`, `labels`; and `class_names` if there."""
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"`name` must be an .npz archive, got {path}: {error}") from error
-    with archive:
-        splits = [key.removesuffix("_images") for key in archive if key.endswith("_images")]
-        if splits:
-            _check_split(path, split, splits)
-            keys = [f"{split}_images", f"{split}_labels"]
-        else:
-            _check_no_split(path, split)
-            keys = ["images", "labels"]
-        if missing := [key for key in keys if key not in archive]:
-            raise ValueError(
-                f"{path} must hold `images` and `labels`, or `train_images`, `train_labels`, "
-                f"`test_images` and `test_labels`; {' and '.join(missing)} missing"
-            )
-        if "class_names" in archive:
-            names = tuple(map(str, archive["class_names"]))
-        else:
-            # Over all splits, so that train and test agree on the number of classes.
-            largest = max(archive[key].max() for key in archive if key.endswith("labels"))
-            names = tuple(map(str, range(int(largest) + 1)))
-        return Decoded(archive[keys[0]], archive[keys[1]], names)
+    with path.open("rb") as file:
+        try:
+            archive = np.load(file, allow_pickle=False)
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"`name` must be an .npz archive, got {path}: {error}") from error
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError(f"`name` must be an .npz archive, got a single array in {path}")
+        with archive:
+            return _from_archive(archive, path, split)
+
+
+def _from_archive(archive: Mapping[str, np.ndarray], path: Path, split: str) -> Decoded:
+    splits = [key.removesuffix("_images") for key in archive if key.endswith("_images")]
+    if splits:
+        _check_split(path, split, splits)
+        keys = [f"{split}_images", f"{split}_labels"]
+    else:
+        _check_no_split(path, split)
+        keys = ["images", "labels"]
+    if missing := [key for key in keys if key not in archive]:
+        raise ValueError(
+            f"{path} must hold `images` and `labels`, or `train_images`, `train_labels`, "
+            f"`test_images` and `test_labels`; {' and '.join(missing)} missing"
+        )
+    if "class_names" in archive:
+        names = tuple(map(str, archive["class_names"]))
+    else:
+        # Over all splits, so that train and test agree on the number of classes.
+        largest = max(archive[key].max() for key in archive if key.endswith("labels"))
+        names = tuple(map(str, range(int(largest) + 1)))
+    return Decoded(archive[keys[0]], archive[keys[1]], names)
 
 
 def _folders(root: Path) -> list[Path]:

@@ -62,17 +62,19 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Datase
             f"`name` {info.name} {info.version} is already prepared as {info.file_format} in "
             f"{info.path}: remove that directory or choose another `data_dir`"
         )
+    if not is_known(name):
+        raise ValueError(f"`name` must be one of TFDS's data sets, got {name!r}")
     if importlib.util.find_spec("tensorflow") is None:
         raise ImportError(
             f'preparing {name} needs TensorFlow: pip install "jaxclus[prepare]" (reading does not)'
         )
-    if not is_known(name):
-        raise ValueError(f"`name` must be one of TFDS's data sets, got {name!r}")
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=directory, file_format=READABLE_FORMAT)
     builder.download_and_prepare()
-    info = find(name, directory)
+    # A name without configuration became TFDS's default one, as "cifar10_corrupted/brightness_1".
+    base, version = builder.info.full_name.rsplit("/", 1)
+    info = find(f"{base}:{version}", directory)
     assert info is not None and info.readable
     return info
 
@@ -81,9 +83,10 @@ def _decode(info: DatasetInfo, split: str) -> Decoded:
     import tensorflow_datasets as tfds
 
     assert info.path is not None
-    builder = tfds.builder_from_directory(info.path)
-    image_key, label_key = _keys(builder.info.features, info)
-    channels = builder.info.features[image_key].shape[-1]
+    builder: Any = tfds.builder_from_directory(info.path)
+    features = builder.info.features
+    image_key, label_key = _keys(features, info)
+    channels = features[image_key].shape[-1]
     source = builder.as_data_source(
         split, decoders={image_key: tfds.decode.SkipDecoding()}, file_format=READABLE_FORMAT
     )
@@ -98,7 +101,7 @@ def _decode(info: DatasetInfo, split: str) -> Decoded:
                 yield label, decode_image(label, io.BytesIO(record[image_key]), channels)
 
     pixels = stack_images(images())
-    return Decoded(pixels, labels, tuple(builder.info.features[label_key].names))
+    return Decoded(pixels, labels, tuple(features[label_key].names))
 
 
 def _keys(features: Any, info: DatasetInfo) -> tuple[str, str]:
