@@ -42,6 +42,14 @@ def write_json(path: Path | str, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
+def read_json(path: Path | str) -> Any:
+    """Reads a JSON file; a file that is none raises ValueError with its path."""
+    try:
+        return json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`path` must be a JSON file, got {path}: {error}") from error
+
+
 def environment() -> dict[str, Any]:
     """Versions, hardware and command: what a figure needs beside it to be reproduced."""
     names = ("jaxclus", "jax", "flax", "optax", "numpy")

@@ -1,5 +1,10 @@
-"""Evaluation: accuracy and robust accuracy over a data set."""
+"""Evaluation: accuracy, robust accuracy and the clustering effect over a data set."""
 
+from jaxclus.evaluation._clustering_effect import (
+    ClusteringEffect,
+    LinearVariant,
+    clustering_effect,
+)
 from jaxclus.evaluation._robustness import (
     MICROBATCH,
     Robustness,
@@ -9,4 +14,14 @@ from jaxclus.evaluation._robustness import (
     robustness_curve,
 )
 
-__all__ = ["MICROBATCH", "Robustness", "correct", "describe", "robustness", "robustness_curve"]
+__all__ = [
+    "MICROBATCH",
+    "ClusteringEffect",
+    "LinearVariant",
+    "Robustness",
+    "clustering_effect",
+    "correct",
+    "describe",
+    "robustness",
+    "robustness_curve",
+]

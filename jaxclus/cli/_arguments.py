@@ -1,0 +1,48 @@
+"""Argument types that several commands share."""
+
+import fractions
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxclus import data
+from jaxclus.runs import read_json
+
+
+def _number(words: list[str]) -> float:
+    """A decimal or a fraction: "0.1" or "8/255"."""
+    return float(fractions.Fraction(words[0]))
+
+
+#: A number that may be written as a fraction, as radii on the pixel scale are.
+Number = Annotated[
+    float,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT|N/255",
+        instance_from_str=_number,
+        is_instance=lambda value: isinstance(value, float),
+        str_from_instance=lambda value: [f"{value:g}"],
+    ),
+]
+
+
+def dataset_of(run: Path, name: str | None, split: str, num_images: int | None) -> data.Dataset:
+    """The data set that a command works on: the run's own unless one is named."""
+    config = run / "config.json"
+    if name is None and not config.exists():
+        raise ValueError(
+            f"`dataset` must be given, since {run} is no run directory with a config.json"
+        )
+    found = data.load(name or str(read_json(config)["dataset"]["name"]), split)
+    return found if num_images is None else found.take(min(num_images, len(found)))
+
+
+def artefacts(run: Path, output: Path | None) -> Path:
+    """Where a command writes: into the run directory unless another is named."""
+    if output is not None:
+        return output
+    if run.is_dir():
+        return run
+    raise ValueError(f"`output` must be given, since {run} is no run directory")

@@ -1,0 +1,113 @@
+"""`jaxclus attack`."""
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+import tyro
+
+from jaxclus import _classifier, attacks, evaluation, models, runs, threat, zoo
+from jaxclus.cli._arguments import Number, artefacts, dataset_of
+from jaxclus.data import Dataset, to_float
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """Measure the accuracy of a trained model under attack, at one or several radii.
+
+    Try:
+      jaxclus attack runs/digits-cnn-pgd-seed0 --eps 0.05 0.1 0.2
+      jaxclus attack runs/cifar10-resnet18-pgd-seed0 --eps 8/255 --steps 20 --restarts 5
+      jaxclus attack model.safetensors --dataset mnist --norm l2 --eps 2 --output out
+    """
+
+    run_path: tyro.conf.Positional[Path]
+    """A run directory of `jaxclus train`, or a .safetensors file."""
+    eps: tuple[Number, ...]
+    """Radii on the pixel scale [0, 1]."""
+    attack: Literal["pgd", "fgsm", "mi-fgsm"] = "pgd"
+    """The attack."""
+    norm: Literal["linf", "l2", "l1"] = "linf"
+    """Norm of the ball."""
+    steps: int = 20
+    """Gradient steps (pgd, mi-fgsm)."""
+    restarts: int = 1
+    """Random starts (pgd)."""
+    loss: Literal["cross_entropy", "margin"] = "cross_entropy"
+    """What the attack maximises."""
+    dataset: str | None = None
+    """Default: the one the run was trained on."""
+    split: str = "test"
+    """Split of the data set."""
+    num_images: int | None = None
+    """Attack the first so many images; default all."""
+    examples: int = 8
+    """Adversarial images to keep for the report, at the largest radius at most the training's."""
+    seed: int = 0
+    """Seed of the attack's randomness."""
+    output: Path | None = None
+    """Directory for the results; default: the run directory."""
+
+    def run(self) -> None:
+        """Attacks, prints a table, and writes attacks/NAME.json and .npz."""
+        directory = artefacts(self.run_path, self.output) / "attacks"
+        balls = [threat.create(self.norm, eps) for eps in self.eps]
+        adversaries = [self._adversary(ball) for ball in balls]
+        model = zoo.load(self.run_path)
+        images = dataset_of(self.run_path, self.dataset, self.split, self.num_images)
+        key = jax.random.key(self.seed)
+        found = [evaluation.robustness(key, model, attack, images) for attack in adversaries]
+        path = directory / f"{self.attack}-{self.norm}.json"
+        runs.write_json(path, self._record(found, images))
+        middle = adversaries[(len(adversaries) - 1) // 2]
+        runs.write_atomic(path.with_suffix(".npz"), self._examples(key, model, middle, images))
+        print(
+            f"clean accuracy {found[0].clean_accuracy:.4f} on {len(images)} images of {images.name}"
+        )
+        for result in found:
+            eps = float(result.attack.threat.eps)
+            print(
+                f"robust accuracy {result.robust_accuracy:.4f}  {self.norm} eps {eps:.4g} "
+                f"({eps * 255:.4g}/255), {evaluation.describe(result.attack)}, seed {self.seed}"
+            )
+        print(f"written: {path}")
+
+    def _adversary(self, ball: threat.Threat) -> attacks.Attack:
+        if self.attack == "fgsm":
+            return attacks.FGSM(ball, loss=self.loss)
+        if self.attack == "mi-fgsm":
+            return attacks.MIFGSM(ball, steps=self.steps, loss=self.loss)
+        return attacks.PGD(ball, steps=self.steps, restarts=self.restarts, loss=self.loss)
+
+    def _record(self, found: list[evaluation.Robustness], images: Dataset) -> dict:
+        first = found[0].to_json()
+        shared = ("attack", "norm", "split", "num_images", "clean_accuracy")
+        return {
+            **{name: first[name] for name in shared},
+            "dataset": images.name,
+            "seed": self.seed,
+            "curve": [result.to_json() for result in found],
+            **runs.environment(),
+        }
+
+    def _examples(
+        self, key: jax.Array, model: models.Classifier, attack: attacks.Attack, images: Dataset
+    ) -> bytes:
+        few = images.take(min(self.examples, len(images)))
+        x = to_float(few.images)
+        x_adv = attack(key, model, x, few.labels)
+        predict = _classifier.logits(model)
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            images=np.asarray(x),
+            adversarial=np.asarray(x_adv),
+            labels=few.labels,
+            predictions=np.asarray(predict(x).argmax(axis=1)),
+            adversarial_predictions=np.asarray(predict(x_adv).argmax(axis=1)),
+            eps=np.float32(attack.threat.eps),
+        )
+        return buffer.getvalue()
