@@ -59,7 +59,7 @@ class CNN(Classifier):
     def __init__(
         self,
         num_classes: int,
-        input_shape: tuple[int, int, int],
+        input_shape: Sequence[int],
         *,
         widths: Sequence[int] = (16, 32, 64),
         hidden: int = 64,

@@ -5,8 +5,9 @@ that model surgery finds them by type. Hyper-parameters are static and hashable:
 architecture run the same compiled code.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +37,16 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def _fan_in_uniform(fan_in: int) -> nnx.Initializer:
-    """U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)): kaiming_uniform(a=sqrt(5)), PyTorch's default."""
-    bound = fan_in**-0.5
+def uniform_bound(kernel_shape: Sequence[int]) -> float:
+    """1 / sqrt(fan_in): weights start uniform within +- this, PyTorch's kaiming_uniform(sqrt(5)).
 
+    Args:
+        kernel_shape: [h, w, in, out] or [in, out].
+    """
+    return math.prod(kernel_shape[:-1]) ** -0.5
+
+
+def _uniform(bound: float) -> nnx.Initializer:
     def init(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, tuple(shape), dtype, minval=-bound, maxval=bound)
 
@@ -80,7 +87,7 @@ class Conv(nnx.Conv):
         rngs: nnx.Rngs,
     ):
         pad = kernel_size // 2 if padding is None else padding
-        init = _fan_in_uniform(kernel_size**2 * in_features)
+        init = _uniform(uniform_bound((kernel_size, kernel_size, in_features, out_features)))
         super().__init__(
             in_features,
             out_features,
@@ -114,7 +121,7 @@ class Linear(nnx.Linear):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        init = _fan_in_uniform(in_features)
+        init = _uniform(uniform_bound((in_features, out_features)))
         super().__init__(
             in_features, out_features, dtype=dtype, kernel_init=init, bias_init=init, rngs=rngs
         )
@@ -173,7 +180,7 @@ class Activation(nnx.Module):
         return self.function(x)
 
     @classmethod
-    def named(cls, name: str) -> Self:
+    def named(cls, name: str) -> "Activation":
         """The activation of that name: relu, leaky_relu (0.01), gelu (exact), silu, softplus, tanh.
 
         Raises:

@@ -120,7 +120,7 @@ class ResNet(Classifier):
     def __init__(
         self,
         num_classes: int,
-        input_shape: tuple[int, int, int],
+        input_shape: Sequence[int],
         *,
         blocks: Sequence[int],
         width: int = 64,
