@@ -1,13 +1,14 @@
 """Curves, heat maps and dendrograms as Matplotlib figures (no pyplot, no global state)."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from jaxclus.report._colours import GRID, INK, MUTED
-from jaxclus.report._facts import short_attack, standard_error
+from jaxclus.report._facts import legend_name, standard_error
 from jaxclus.report._read import NORMS, Run
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def style() -> Iterator[None]:
     """The look of all figures; names of classes and runs are never read as TeX."""
     import matplotlib
 
-    settings: dict[str, Any] = {
+    settings: dict[Any, Any] = {
         "text.parse_math": False,
         "font.size": 10,
         "text.color": INK,
@@ -47,20 +48,24 @@ def style() -> Iterator[None]:
         yield
 
 
-def _figure(width: float, height: float) -> "Figure":
+def blank_figure(
+    width: float, height: float, layout: Literal["constrained"] | None = None
+) -> "Figure":
+    """An empty figure of this size in inches."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+    return Figure(figsize=(width, height), dpi=150, layout=layout)
 
 
-def _shorten(text: str, limit: int = 36) -> str:
+def shorten(text: str, limit: int) -> str:
+    """The text, cut with an ellipsis if it is longer than `limit`."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _percent_axis(axes: Any) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    axes.set_ylim(0, 1)
+    axes.set_ylim(-0.02, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.grid(True, axis="y")
 
@@ -76,7 +81,7 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
 
 def training_curves(runs: Sequence[Run], colours: Sequence[str]) -> "Figure":
     """Loss and accuracy over epochs (over steps unless every run recorded its epochs)."""
-    figure = _figure(11, 3.9)
+    figure = blank_figure(13.0, 4.2, "constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     keys = ("loss", "accuracy", "validation_accuracy", "validation_robust_accuracy")
     by_epoch = all(not np.isnan(run.series(key)[1]).any() for run in runs for key in keys)
@@ -86,7 +91,7 @@ def training_curves(runs: Sequence[Run], colours: Sequence[str]) -> "Figure":
         if values.size:
             axes.plot(epochs if by_epoch else steps, values, color=colour, **looks)
 
-    for run, colour in zip(runs, colours):
+    for run, colour in zip(runs, colours, strict=True):
         for key, axes in (("loss", loss_axes), ("accuracy", accuracy_axes)):
             steps, epochs, values = run.series(key)
             if values.size:
@@ -104,16 +109,16 @@ def training_curves(runs: Sequence[Run], colours: Sequence[str]) -> "Figure":
     for axes in (loss_axes, accuracy_axes):
         axes.set_xlabel("epoch" if by_epoch else "step")
         axes.margins(x=0.01)
-    _legend(figure, [(run.label, colour, "-") for run, colour in zip(runs, colours)])
+    _legend(figure, [(run.label, colour, "-") for run, colour in zip(runs, colours, strict=True)])
     return figure
 
 
-def _legend(figure: "Figure", entries: Sequence[tuple[str, str, str]]) -> None:
+def _legend(figure: "Figure", entries: Sequence[tuple[str, str, Any]]) -> None:
     """A legend of (text, colour, dashes) below the axes."""
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], color=c, linestyle=dash, linewidth=2) for _, c, dash in entries]
-    texts = [_shorten(text, 44) for text, _, _ in entries]
+    texts = [shorten(text, 44) for text, _, _ in entries]
     figure.legend(lines, texts, loc="outside lower left", ncols=min(3, len(entries)))
 
 
@@ -121,13 +126,13 @@ def robustness_curves(runs: Sequence[Run], colours: Sequence[str]) -> "Figure":
     """Robust accuracy over eps of all runs, one axes per norm; bands are one standard error."""
     evaluations = [evaluation for run in runs for evaluation in run.evaluations]
     norms = [norm for norm in NORMS if any(e.norm == norm for e in evaluations)]
-    figure = _figure(11, 4.6)
-    entries: dict[str, tuple[str, str, str]] = {}
-    for axes, norm in zip(np.atleast_1d(figure.subplots(1, len(norms))), norms):
+    figure = blank_figure(13.0, 5.0, "constrained")
+    entries: dict[str, tuple[str, str, Any]] = {}
+    for axes, norm in zip(figure.subplots(1, len(norms), squeeze=False)[0], norms, strict=True):
         scale = 255 if norm == "linf" else 1
-        for run, colour in zip(runs, colours):
+        for run, colour in zip(runs, colours, strict=True):
             own = [e for e in run.evaluations if e.norm == norm]
-            for dash, evaluation in zip(_DASHES * len(own), own):
+            for dash, evaluation in zip(itertools.cycle(_DASHES), own, strict=False):
                 points = {0.0: evaluation.clean_accuracy}
                 points.update((p.eps, p.robust_accuracy) for p in evaluation.curve)
                 x = scale * np.array(list(points))
@@ -135,7 +140,7 @@ def robustness_curves(runs: Sequence[Run], colours: Sequence[str]) -> "Figure":
                 error = np.array([standard_error(v, evaluation.num_images) for v in y])
                 axes.plot(x, y, color=colour, linestyle=dash, marker="o", markersize=4, lw=1.8)
                 axes.fill_between(x, y - error, y + error, color=colour, alpha=0.12, lw=0)
-                text = f"{run.label}: {short_attack(evaluation, own)}"
+                text = f"{run.label}: {legend_name(evaluation, own)}"
                 entries[text] = (text, colour, dash)
         _percent_axis(axes)
         axes.grid(True, axis="x")
@@ -170,17 +175,18 @@ def heat_map(
         signed: diverging colours on [-1, 1] instead of light to dark from 0 to the maximum.
     """
     count = len(matrix)
-    side = 5.0 if count <= 30 else min(12.0, 0.11 * count)
-    order = np.arange(count) if order is None else order
-    matrix = matrix[np.ix_(order, order)]
-    figure = _figure(side + 1.4, side + 0.9)
-    axes = figure.subplots()
+    side = 4.2 if count <= 30 else min(12.0, 0.11 * count)
+    positions = list(range(count)) if order is None else [int(i) for i in order]
+    matrix = matrix[np.ix_(positions, positions)]
+    # Names and colour bar stand outside: the file is cropped to what is drawn.
+    figure = blank_figure(side, side)
+    axes = figure.add_axes((0, 0, 1, 1))
     if signed:
         image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     else:
         image = axes.imshow(matrix, cmap="YlGnBu", vmin=0, interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02)
-    bar.outline.set_visible(False)
+    bar = figure.colorbar(image, cax=figure.add_axes((1.02, 0.1, 0.035, 0.8)))
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     if not names:
@@ -188,11 +194,11 @@ def heat_map(
         axes.set_yticks([])
         return figure
     size = _tick_size(count, side)
-    shown = [_shorten(names[i], 20) for i in order]
+    shown = [shorten(names[i], 20) for i in positions]
     axes.set_xticks(range(count), shown, rotation=90 if count > 6 else 0, fontsize=size)
     axes.set_yticks(range(count), shown, fontsize=size)
     for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
-        for label, index in zip(labels, order):
+        for label, index in zip(labels, positions, strict=True):
             label.set_color(colours[index])
     if count <= _LARGEST_ANNOTATED:
         _annotate(axes, image, matrix)
@@ -201,14 +207,16 @@ def heat_map(
 
 def _annotate(axes: Any, image: Any, matrix: np.ndarray) -> None:
     """Writes each value into its cell, in white on dark cells."""
-    digits = 2 if np.nanmax(np.abs(matrix)) < 10 else 0
+    largest = np.nanmax(np.abs(matrix))
+    digits = 2 if largest < 10 else 1 if largest < 100 else 0
     for (row, column), value in np.ndenumerate(matrix):
         red, green, blue, _ = image.cmap(image.norm(value))
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
         axes.text(
             column,
             row,
-            f"{value:.{digits}f}".replace("-", "−"),
+            # Adding 0 turns a rounded -0.0 into 0.0.
+            f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−"),
             ha="center",
             va="center",
             fontsize=7.5,
@@ -220,13 +228,13 @@ def filter_maps(filters: Mapping[str, np.ndarray]) -> "Figure":
     """Correlations [o, o] between the filters of each layer as small heat maps on [-1, 1]."""
     columns = min(4, len(filters))
     rows = -(-len(filters) // columns)
-    figure = _figure(6.4, 0.3 + rows * (6.4 / columns + 0.1))
+    figure = blank_figure(6.0, 0.3 + rows * (6.0 / columns + 0.1), "constrained")
     image = None
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
-    for axes, (name, matrix) in zip(figure.axes, filters.items()):
+    for axes, (name, matrix) in zip(figure.axes, filters.items(), strict=False):
         image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-        axes.set_title(f"{_shorten(name, 20)} ({len(matrix)})", fontsize=8.5)
+        axes.set_title(f"{shorten(name, 20)} ({len(matrix)})", fontsize=8.5)
     assert image is not None
     figure.colorbar(image, ax=figure.axes, fraction=0.03, pad=0.02).outline.set_visible(False)
     return figure
@@ -250,19 +258,20 @@ def dendrogram(linkage: np.ndarray, names: Sequence[str], colours: Sequence[str]
     tree = hierarchy.dendrogram(
         linkage, no_plot=True, link_color_func=lambda node: branch_colours[node]
     )
-    height = max(2.4, 0.34 * count) if count <= 30 else 0.13 * count
-    figure = _figure(6.4, height + 0.7)
-    axes = figure.subplots()
-    for heights, positions, colour in zip(tree["dcoord"], tree["icoord"], tree["color_list"]):
+    height = max(2.0, 0.3 * count) if count <= 30 else 0.13 * count
+    figure = blank_figure(4.2, height)
+    axes = figure.add_axes((0, 0, 1, 1))
+    branches = tree["dcoord"], tree["icoord"], tree["color_list"]
+    for heights, positions, colour in zip(*branches, strict=True):
         axes.plot(heights, positions, color=colour, linewidth=1.6 if count <= 30 else 1.1)
     # SciPy places leaf i at 10 i + 5.
-    leaves = tree["leaves"]
+    leaves = [int(leaf) for leaf in tree["leaves"]]
     axes.set_yticks(
         [10 * i + 5 for i in range(count)],
-        [_shorten(names[leaf], 24) for leaf in leaves],
+        [shorten(names[leaf], 24) for leaf in leaves],
         fontsize=_tick_size(count, height),
     )
-    for label, leaf in zip(axes.get_yticklabels(), leaves):
+    for label, leaf in zip(axes.get_yticklabels(), leaves, strict=True):
         label.set_color(colours[leaf])
     axes.set_ylim(10 * count, 0)
     axes.set_xlim(left=min(0.0, float(linkage[:, 2].min())))

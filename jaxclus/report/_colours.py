@@ -1,7 +1,6 @@
 """One colour per run and one per class group, the same in every plot and table of a report."""
 
 import colorsys
-from collections.abc import Sequence
 
 from jaxclus.report._read import Run
 
@@ -15,21 +14,19 @@ def run_colours(count: int) -> tuple[str, ...]:
     return tuple(_RUNS[i % len(_RUNS)] for i in range(count))
 
 
-def group_colours(runs: Sequence[Run]) -> dict[str, str]:
-    """A colour per group name over all runs, dark enough to be read as text on white."""
-    names = dict.fromkeys(
-        group for run in runs if run.linear for group in run.linear.group_of if group is not None
-    )
+def group_colours(run: Run) -> dict[str, str]:
+    """A colour per class group of the run's data set, dark enough to be text on white."""
+    names = sorted({group for group in run.groups if group is not None}, key=run.groups.index)
     if len(names) <= len(_GROUPS):
-        return dict(zip(names, _GROUPS))
+        return dict(zip(names, _GROUPS, strict=False))
     # Neighbouring hues of many groups are told apart by alternating lightness.
-    return {name: _hue(i / len(names), (0.30, 0.45)[i % 2]) for i, name in enumerate(names)}
+    return {name: _hue(i / len(names), (0.22, 0.33)[i % 2]) for i, name in enumerate(names)}
 
 
-def class_colours(run: Run, groups: dict[str, str]) -> tuple[str, ...]:
+def class_colours(run: Run) -> tuple[str, ...]:
     """The colour of each class: its group's, or plain ink."""
-    group_of = run.linear.group_of if run.linear else ()
-    return tuple(groups.get(group, INK) if group is not None else INK for group in group_of)
+    colours = group_colours(run)
+    return tuple(INK if group is None else colours[group] for group in run.groups)
 
 
 def _hue(hue: float, lightness: float) -> str:

@@ -1,6 +1,7 @@
 """What the page says in words: headline figures, remarks, gaps, and numbers as text."""
 
 import dataclasses
+import itertools
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ class Gap:
     part: str
     title: str
     command: str
+    variant: str = ""
 
 
 def gaps(run: Run) -> tuple[Gap, ...]:
@@ -47,7 +49,7 @@ def gaps(run: Run) -> tuple[Gap, ...]:
             ("score", "clustering scores"),
         ):
             if variant is None or getattr(variant, part) is None:
-                found.append(Gap(f"{part}/{name}", f"{words} {title}", linear))
+                found.append(Gap(f"{part}/{name}", words, linear, title))
     if run.linear is None or run.linear.feature_distance is None:
         found.append(Gap("features", "feature distance", linear))
     if run.linear is None or not run.linear.filters:
@@ -69,32 +71,28 @@ def headlines(run: Run, runs: Sequence[Run]) -> tuple[Headline, ...]:
     Among equally shared eps the one nearest to the customary 8/255 (Linf), 0.5 (L2) or 12 (L1) is
     taken, so that the runs of a report are compared at the same radius.
     """
+    peers = [other for other in runs if other.dataset == run.dataset]
     chosen = []
-    for norm in NORMS:
-        own = [e for e in run.evaluations if e.norm == norm]
-        radii = {point.eps for e in own for point in e.curve if point.eps > 0}
+    for norm, customary in _CUSTOMARY_EPS.items():
+        points = [Headline(e, p) for e in run.evaluations if e.norm == norm for p in e.curve]
+        radii = {h.point.eps for h in points if h.point.eps > 0}
         if not radii:
             continue
-
-        def shared(eps: float, norm: str = norm) -> tuple[int, float]:
-            peers = [other for other in runs if other.dataset == run.dataset]
-            count = sum(
-                any(
-                    math.isclose(p.eps, eps, rel_tol=1e-6)
-                    for e in other.evaluations
-                    if e.norm == norm
-                    for p in e.curve
-                )
-                for other in peers
-            )
-            return count, -abs(eps - _CUSTOMARY_EPS[norm])
-
-        best = max(radii, key=shared)
-        points = [
-            Headline(e, p) for e in own for p in e.curve if math.isclose(p.eps, best, rel_tol=1e-6)
-        ]
-        chosen.append(min(points, key=lambda headline: headline.point.robust_accuracy))
+        shares = {eps: sum(_measured(peer, norm, eps) for peer in peers) for eps in radii}
+        ranks = {eps: (shares[eps], -abs(eps - customary)) for eps in radii}
+        best = max(radii, key=ranks.__getitem__)
+        at_best = [h for h in points if same_eps(h.point.eps, best)]
+        chosen.append(min(at_best, key=lambda h: h.point.robust_accuracy))
     return tuple(chosen)
+
+
+def same_eps(a: float, b: float) -> bool:
+    """Whether two radii are the same up to the rounding of float32."""
+    return math.isclose(a, b, rel_tol=1e-6)
+
+
+def _measured(run: Run, norm: str, eps: float) -> bool:
+    return any(same_eps(p.eps, eps) for e in run.evaluations if e.norm == norm for p in e.curve)
 
 
 def clean_accuracy(run: Run) -> tuple[float, str] | None:
@@ -111,7 +109,7 @@ def remarks(run: Run) -> tuple[str, ...]:
     found = []
     for evaluation in run.evaluations:
         name = f"{evaluation.attack} ({evaluation.path.name})"
-        for before, after in zip(evaluation.curve, evaluation.curve[1:]):
+        for before, after in itertools.pairwise(evaluation.curve):
             if after.robust_accuracy > before.robust_accuracy:
                 found.append(
                     f"{name}: robust accuracy rises from {percent(before.robust_accuracy)} at "
@@ -152,16 +150,23 @@ def standard_error(accuracy: float, num_images: int) -> float:
 
 
 def eps_text(eps: float, norm: str) -> str:
-    """The radius both in pixel steps and as a float, the customary one first."""
+    """The radius in both forms, as in "8/255 (0.03137)"."""
+    first, second = eps_forms(eps, norm)
+    return f"{first} ({second})"
+
+
+def eps_forms(eps: float, norm: str) -> tuple[str, str]:
+    """The radius in pixel steps and as a float, the customary one first."""
     steps, plain = f"{eps * 255:.4g}/255", f"{eps:.4g}"
-    return f"{steps} ({plain})" if norm == "linf" else f"{plain} ({steps})"
+    return (steps, plain) if norm == "linf" else (plain, steps)
 
 
-def evidence(evaluation: Evaluation, eps: float) -> str:
+def evidence(evaluation: Evaluation, eps: float, short: bool = False) -> str:
     """Norm, eps, attack, number of images and seed: what makes a robust accuracy a figure."""
+    attack = attack_name(evaluation) if short else evaluation.attack
     return (
         f"{NORMS[evaluation.norm]}, eps = {eps_text(eps, evaluation.norm)}, "
-        f"{evaluation.attack}, {evaluation.num_images:,} images, seed {evaluation.seed}"
+        f"{attack}, {evaluation.num_images:,} images, seed {evaluation.seed}"
     )
 
 
@@ -175,8 +180,18 @@ def score_text(score: Mapping[str, Any] | None, key: str) -> str:
     return f"{value:.3f}".replace("-", "−")
 
 
-def short_attack(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> str:
-    """The attack's name, with its file's where two evaluations of a run share it."""
-    name = evaluation.attack.split("(")[0].strip()
-    same = [e for e in evaluations if e.attack.split("(")[0].strip() == name]
-    return name if len(same) == 1 else f"{name}, {evaluation.path.stem}"
+def p_text(score: Mapping[str, Any]) -> str:
+    """The p-value as "p = 0.0048", never broken over two lines."""
+    return f"p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{score_text(score, 'p_value')}"
+
+
+def attack_name(evaluation: Evaluation) -> str:
+    """The attack without its settings: "PGD" for "PGD(steps=20)"."""
+    return evaluation.attack.split("(")[0].strip()
+
+
+def legend_name(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> str:
+    """The attack's name, with its file's where several evaluations share it."""
+    name = attack_name(evaluation)
+    shared = sum(attack_name(other) == name for other in evaluations) > 1
+    return f"{name}, {evaluation.path.stem}" if shared else name

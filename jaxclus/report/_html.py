@@ -15,7 +15,7 @@ def escape(value: Any) -> Markup:
     return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
 
 
-def join(parts: Iterable[Any]) -> Markup:
+def join(*parts: Any) -> Markup:
     """Parts one after the other, each escaped unless it is markup."""
     return Markup("".join(escape(part) for part in parts))
 
@@ -29,7 +29,7 @@ def element(tag: str, *children: Any, **attributes: Any) -> Markup:
     )
     if tag in ("img", "meta", "input"):
         return Markup(f"<{tag}{given}>")
-    return Markup(f"<{tag}{given}>{join(children)}</{tag}>")
+    return Markup(f"<{tag}{given}>{join(*children)}</{tag}>")
 
 
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], numeric: Iterable[int]) -> Markup:
@@ -38,14 +38,18 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], numeric: Iterable[
 
     def cells(tag: str, row: Sequence[Any]) -> Markup:
         return join(
-            element(tag, value, class_="number" if i in right else None)
-            for i, value in enumerate(row)
+            *(
+                element(tag, value, class_="number" if i in right else None)
+                for i, value in enumerate(row)
+            )
         )
 
-    body = join(element("tr", cells("td", row)) for row in rows)
+    body = join(*(element("tr", cells("td", row)) for row in rows))
     return element(
         "div",
-        element("table", element("thead", element("tr", cells("th", head))), element("tbody", body)),
+        element(
+            "table", element("thead", element("tr", cells("th", head))), element("tbody", body)
+        ),
         class_="scroll",
     )
 
@@ -53,8 +57,13 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], numeric: Iterable[
 def tree(value: Any) -> Markup:
     """A JSON value as nested two-column tables."""
     if isinstance(value, Mapping) and value:
-        rows = join(element("tr", element("th", k), element("td", tree(v))) for k, v in value.items())
-        return element("table", element("tbody", rows), class_="tree")
+        rows = (element("tr", element("th", k), element("td", tree(v))) for k, v in value.items())
+        return element("table", element("tbody", *rows), class_="tree")
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        head = list(dict.fromkeys(key for item in value for key in item))
+        lines = (element("tr", *(element("td", tree(item.get(k))) for k in head)) for item in value)
+        titles = element("tr", *(element("th", key) for key in head))
+        return element("table", element("tbody", titles, *lines), class_="tree")
     if isinstance(value, list):
         value = ", ".join(str(item) for item in value)
     return element("span", "–" if value in (None, "", {}) else value)
@@ -65,12 +74,20 @@ def chip(text: str, colour: str) -> Markup:
     return element("span", element("i", style=f"background:{colour}"), text, class_="chip")
 
 
-def figure(source: str, alt: str, header: Any, caption: Any) -> Markup:
-    """A card with an embedded PNG (`source` is base64) that a click enlarges."""
+def figure(source: str, width: float, alt: str, header: Any, caption: Any) -> Markup:
+    """A card with an embedded PNG (`source` is base64) that a click enlarges.
+
+    `width` is the size in CSS pixels at which its text is as large as the page's.
+    """
     zoom = element(
         "label",
         element("input", type="checkbox", aria_label="enlarge"),
-        element("img", src=f"data:image/png;base64,{source}", alt=alt),
+        element(
+            "img",
+            src=f"data:image/png;base64,{source}",
+            alt=alt,
+            style=f"max-width:{width:.0f}px",
+        ),
         class_="zoom",
     )
     return element(
@@ -84,7 +101,7 @@ def figure(source: str, alt: str, header: Any, caption: Any) -> Markup:
 
 def document(title: str, *body: Any) -> str:
     """The whole page, with its style sheet inside."""
-    style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    style = resources.files("jaxclus.report").joinpath("page.css").read_text(encoding="utf-8")
     head = element(
         "head",
         element("meta", charset="utf-8"),

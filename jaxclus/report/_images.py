@@ -6,30 +6,45 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxclus.report._charts import _figure, _shorten
+from jaxclus.report._charts import blank_figure, shorten
 from jaxclus.report._colours import INK, MUTED
 from jaxclus.report._read import Examples
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_WRONG, _RIGHT = "#b91c1c", "#15803d"
 MOST_EXAMPLES = 6
+_WRONG, _RIGHT = "#b91c1c", "#15803d"
+# In units of an image's width: from one column to the next; and inches for a line of text.
+_PITCH, _LINE = 1.06, 0.2
 
 
-def _show(axes: Any, image: np.ndarray, grey: str = "RdBu_r") -> None:
-    """Draws one image [h, w, c] of values in [0, 1]; what is not RGB is shown as its mean."""
-    rgb = image.shape[-1] == 3
+def _place(axes: Any, image: np.ndarray, x: float, y: float, grey: str) -> None:
+    """Draws an image [h, w, c] of values in [0, 1], one unit wide; not RGB: its mean over c."""
+    height, width, channels = image.shape
     axes.imshow(
-        np.clip(image if rgb else image.mean(-1), 0, 1),
+        np.clip(image if channels == 3 else image.mean(-1), 0, 1),
         cmap=grey,
         vmin=0,
         vmax=1,
         interpolation="nearest",
+        extent=(x, x + 1, y + height / width, y),
     )
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
+
+
+def _canvas(columns: int, height: float, cell: float) -> tuple["Figure", Any]:
+    """A figure whose unit is an image of `cell` inches, with y pointing down."""
+    width = columns * _PITCH
+    figure = blank_figure(width * cell, height * cell)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    return figure, axes
+
+
+def _frame(axes: Any, columns: int, height: float) -> None:
+    """The limits, to be set last: every image drawn resets them."""
+    axes.set_xlim(0, columns * _PITCH)
+    axes.set_ylim(height, 0)
 
 
 def weight_images(weight: np.ndarray, names: Sequence[str], colours: Sequence[str]) -> "Figure":
@@ -44,17 +59,23 @@ def weight_images(weight: np.ndarray, names: Sequence[str], colours: Sequence[st
     """
     count = len(weight)
     columns = min(count, 5) if count <= 10 else math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    cell = 6.4 / columns if count <= 30 else 0.85
-    figure = _figure(cell * columns, (cell + 0.22) * rows)
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        if i >= count:
-            axes.axis("off")
-            continue
+    cell = min(2.0, 6.0 / columns) if count <= 30 else 0.85
+    head, ratio = _LINE / cell, weight.shape[1] / weight.shape[2]
+    height = math.ceil(count / columns) * (head + ratio + 0.04)
+    figure, axes = _canvas(columns, height, cell)
+    for i in range(count):
+        x, y = i % columns * _PITCH, i // columns * (head + ratio + 0.04) + head
         scale = np.percentile(np.abs(weight[i]), 99.5) or 1.0
-        _show(axes, 0.5 + weight[i] / (2 * scale))
-        size = 9.5 if count <= 30 else 7
-        axes.set_title(_shorten(names[i], 14), fontsize=size, color=colours[i], pad=3)
+        _place(axes, 0.5 + weight[i] / (2 * scale), x, y, "RdBu_r")
+        axes.text(
+            x + 0.5,
+            y - 0.2 * head,
+            shorten(names[i], 14),
+            ha="center",
+            fontsize=9.5 if count <= 30 else 7,
+            color=colours[i],
+        )
+    _frame(axes, columns, height)
     return figure
 
 
@@ -72,25 +93,34 @@ def example_grid(examples: Examples, name: Callable[[int], str]) -> "Figure":
         examples: at least one attacked image; the first six are shown.
         name: the name of a class by its number.
     """
-    count = min(len(examples.images), MOST_EXAMPLES)
+    columns = min(len(examples.images), MOST_EXAMPLES)
+    cell = min(1.6, 6.0 / columns)
+    line, ratio = _LINE / cell, examples.images.shape[1] / examples.images.shape[2]
     factor = magnification(examples)
-    figure = _figure(6.4, 6.4 * 3.75 / max(count, 3))
-    grid = figure.subplots(3, count, squeeze=False)
-    for i in range(count):
+    tops = [line + row * (ratio + 1.5 * line) for row in range(3)]
+    height = tops[2] + ratio
+    figure, axes = _canvas(columns, height, cell)
+
+    def write(column: int, y: float, text: str, colour: str) -> None:
+        x = column * _PITCH + 0.5
+        axes.text(x, y, shorten(text, 13), ha="center", fontsize=8.5, color=colour)
+
+    for i in range(columns):
         label = int(examples.labels[i])
-        clean, attacked = int(examples.predictions[i]), int(examples.adversarial_predictions[i])
         delta = examples.adversarial[i] - examples.images[i]
-        _show(grid[0, i], examples.images[i], "gray")
-        _show(grid[1, i], examples.adversarial[i], "gray")
-        _show(grid[2, i], 0.5 + factor * delta)
-        grid[0, i].set_title(_shorten(name(label), 14), fontsize=9, color=INK, pad=3)
-        for row, prediction in ((0, clean), (1, attacked)):
-            grid[row, i].set_xlabel(
-                "→ " + _shorten(name(prediction), 14),
-                fontsize=8.5,
-                color=_RIGHT if prediction == label else _WRONG,
-                labelpad=3,
-            )
-    for axes, text in zip(grid[:, 0], ("original", "adversarial", f"perturbation ×{factor}")):
-        axes.set_ylabel(text, fontsize=9, color=MUTED)
+        _place(axes, examples.images[i], i * _PITCH, tops[0], "gray")
+        _place(axes, examples.adversarial[i], i * _PITCH, tops[1], "gray")
+        _place(axes, 0.5 + factor * delta, i * _PITCH, tops[2], "RdBu_r")
+        write(i, tops[0] - 0.25 * line, name(label), INK)
+        for top, predictions in (
+            (tops[0], examples.predictions),
+            (tops[1], examples.adversarial_predictions),
+        ):
+            predicted = int(predictions[i])
+            colour = _RIGHT if predicted == label else _WRONG
+            write(i, top + ratio + 0.8 * line, f"→ {name(predicted)}", colour)
+    for top, text in zip(tops, ("original", "adversarial", f"change ×{factor}"), strict=True):
+        looks: dict[str, Any] = {"ha": "right", "va": "center", "rotation": 90, "color": MUTED}
+        axes.text(-0.04, top + ratio / 2, text, fontsize=9, **looks)
+    _frame(axes, columns, height)
     return figure

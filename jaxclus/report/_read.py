@@ -28,7 +28,6 @@ class Point:
     eps: float
     robust_accuracy: float
     largest_norm: float | None
-    images_per_second: float | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,6 +108,15 @@ class Run:
         value = section.get(key) if isinstance(section, Mapping) else section
         return "not recorded" if value is None else str(value)
 
+    @property
+    def groups(self) -> tuple[str | None, ...]:
+        """The name of each class's group, None for none; empty where classes are unknown."""
+        return self.linear.group_of if self.linear else ()
+
+    def variant(self, name: str) -> Variant | None:
+        """The linear sub-network of this name, if it was measured."""
+        return self.linear.variants.get(name) if self.linear else None
+
     def class_name(self, index: int) -> str:
         """The name of a class, or its number where the names are unknown."""
         names = self.linear.class_names if self.linear else ()
@@ -138,7 +146,9 @@ def read_runs(paths: Sequence[str | os.PathLike]) -> tuple[Run, ...]:
                 f"`runs` must hold run directories, each with a config.json; got {directory}"
             )
     configs = [_read_json(directory / "config.json") for directory in directories]
-    names = [str(config.get("name") or d.name) for config, d in zip(configs, directories)]
+    names = [
+        str(config.get("name") or d.name) for config, d in zip(configs, directories, strict=True)
+    ]
     labels = [n if names.count(n) == 1 else f"{n} [{i + 1}]" for i, n in enumerate(names)]
     return tuple(
         Run(
@@ -151,7 +161,7 @@ def read_runs(paths: Sequence[str | os.PathLike]) -> tuple[Run, ...]:
             ),
             linear=_read_linear(directory),
         )
-        for directory, label, config in zip(directories, labels, configs)
+        for directory, label, config in zip(directories, labels, configs, strict=True)
     )
 
 
@@ -169,17 +179,21 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     return value
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_text(path: Path) -> str:
     try:
-        return _parse(path, path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"`runs` holds {path}, which is not UTF-8 text: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return _parse(path, _read_text(path))
 
 
 def _read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
     if not path.is_file():
         return ()
-    text = path.read_text(encoding="utf-8")
+    text = _read_text(path)
     # A last line without its end is what a killed run leaves behind: it is no error.
     lines = text[: text.rfind("\n") + 1].splitlines()
     return tuple(_parse(path, line) for line in lines if line.strip())
@@ -199,25 +213,43 @@ def _accuracy(path: Path, record: Mapping[str, Any], key: str) -> float:
     return float(value)
 
 
+def _optional_number(path: Path, record: Mapping[str, Any], key: str) -> float | None:
+    if record.get(key) is None:
+        return None
+    return float(_field(path, record, key, (int, float)))
+
+
+def _read_point(path: Path, point: Any) -> Point:
+    if not isinstance(point, dict):
+        raise ValueError(f"`runs` holds {path}, where 'curve' must hold objects, got {point!r:.60}")
+    eps = float(_field(path, point, "eps", (int, float)))
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(
+            f"`runs` holds {path}, where 'eps' must be finite and at least 0, got {eps!r}"
+        )
+    return Point(
+        eps=eps,
+        robust_accuracy=_accuracy(path, point, "robust_accuracy"),
+        largest_norm=_optional_number(path, point, "largest_norm"),
+    )
+
+
 def _read_evaluation(path: Path) -> Evaluation:
     record = _read_json(path)
-    points = [
-        Point(
-            eps=float(_field(path, point, "eps", (int, float))),
-            robust_accuracy=_accuracy(path, point, "robust_accuracy"),
-            largest_norm=point.get("largest_norm"),
-            images_per_second=point.get("images_per_second"),
-        )
-        for point in _field(path, record, "curve", list)
-    ]
+    points = [_read_point(path, point) for point in _field(path, record, "curve", list)]
     norm = _field(path, record, "norm", str)
     if norm not in NORMS:
         raise ValueError(f"`runs` holds {path}, where 'norm' must be linf, l2 or l1, got {norm!r}")
+    num_images = _field(path, record, "num_images", int)
+    if num_images < 1:
+        raise ValueError(
+            f"`runs` holds {path}, where 'num_images' must be at least 1, got {num_images}"
+        )
     return Evaluation(
         path=path,
         attack=_field(path, record, "attack", str),
         norm=norm,
-        num_images=_field(path, record, "num_images", int),
+        num_images=num_images,
         seed=_field(path, record, "seed", int),
         clean_accuracy=_accuracy(path, record, "clean_accuracy"),
         curve=tuple(sorted(points, key=lambda point: point.eps)),
@@ -243,7 +275,7 @@ def _shaped(path: Path, arrays: Mapping[str, np.ndarray], key: str, shape: tuple
         raise ValueError(f"`runs` holds {path}, which lacks the array {key!r}")
     array = arrays[key]
     fits = array.ndim == len(shape) and all(
-        want in (None, have) for want, have in zip(shape, array.shape)
+        want in (None, have) for want, have in zip(shape, array.shape, strict=True)
     )
     if not fits:
         wanted = ", ".join("any" if want is None else str(want) for want in shape)
@@ -288,12 +320,12 @@ def _read_linear(directory: Path) -> Linear | None:
         num_images=record.get("num_images"),
         variants={
             name: Variant(
-                affine_error=variant.get("affine_error"),
+                affine_error=_optional_number(path, variant, "affine_error"),
                 score=variant.get("score"),
                 weight=optional(f"{name}/weight", k, None, None, None),
                 correlation=optional(f"{name}/correlation", k, k),
                 linkage=optional(f"{name}/linkage", k - 1, 4),
-                order=optional(f"{name}/order", k),
+                order=_permutation(arrays_path, f"{name}/order", optional(f"{name}/order", k)),
             )
             for name, variant in _field(path, record, "variants", dict).items()
         },
@@ -306,6 +338,14 @@ def _read_linear(directory: Path) -> Linear | None:
             if key.startswith("filters/")
         },
     )
+
+
+def _permutation(path: Path, key: str, order: np.ndarray | None) -> np.ndarray | None:
+    if order is not None and sorted(order.tolist()) != list(range(len(order))):
+        raise ValueError(
+            f"`runs` holds {path}, where {key!r} must hold each of 0 to {len(order) - 1} once"
+        )
+    return order
 
 
 def _group_of(path: Path, groups: Any, num_classes: int) -> tuple[str | None, ...]:

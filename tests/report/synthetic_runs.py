@@ -58,7 +58,9 @@ def _write_metrics(directory: Path, rng: np.random.Generator, steps: int, streng
                 "step": step,
                 "epoch": epoch,
                 "loss": 0.5 + 1.8 * np.exp(-epoch / 8) + 0.1 * rng.normal() ** 2,
-                "accuracy": float(np.clip(0.85 - 0.6 * np.exp(-epoch / 7) + 0.03 * rng.normal(), 0, 1)),
+                "accuracy": float(
+                    np.clip(0.85 - 0.6 * np.exp(-epoch / 7) + 0.03 * rng.normal(), 0, 1)
+                ),
                 "learning_rate": 0.1,
                 "images_per_second": 5100.0,
             }
@@ -82,7 +84,9 @@ def _write_attack(directory, rng, attack, norm, strength, dataset, k, shape) -> 
     curve = [
         {
             "eps": multiple * unit,
-            "robust_accuracy": round(0.84 * float(np.exp(-multiple * 0.07 / (0.03 + strength))) + weak, 3),
+            "robust_accuracy": round(
+                0.84 * float(np.exp(-multiple * 0.07 / (0.03 + strength))) + weak, 3
+            ),
             "largest_norm": multiple * unit,
             "seconds": 12.5,
             "images_per_second": 80.0,
