@@ -19,8 +19,7 @@ from jaxclus import (
     training,
     zoo,
 )
-
-# LIN from jaxclus.linear import implicit_weight, linearize
+from jaxclus.linear import implicit_weight, linearize
 from jaxclus.threat import L1, L2, Linf
 from jaxclus.zoo import export, load
 
@@ -33,9 +32,9 @@ __all__ = [
     "data",
     "evaluation",
     "export",
-    # LIN    "implicit_weight",
+    "implicit_weight",
     "linear",
-    # LIN    "linearize",
+    "linearize",
     "load",
     "losses",
     "metrics",
