@@ -247,7 +247,8 @@ def _scalar(atom, known, definitions) -> Any | None:
     """Value of one element of `atom`, given one of each `known` variable; None if that is not all
     that it depends on, or not elementwise."""
     if isinstance(atom, Literal):
-        value = np.asarray(atom.val, atom.aval.dtype)
+        aval: Any = atom.aval
+        value = np.asarray(atom.val, aval.dtype)
         return value.reshape(()) if value.size == 1 else None
     if atom not in known:
         _, eqn = definitions.get(atom, (-1, None))

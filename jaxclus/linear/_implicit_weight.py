@@ -57,11 +57,9 @@ def implicit_weight(linear: Callable[[Any], Any], input_shape: Sequence[int]) ->
 
     References:
         Bai, Yan, Jiang, Xia, Wang: Clustering Effect of (Linearized) Adversarial Robust Models,
-        2021, arXiv:2111.12922, section on the implicit weight matrix. They run one backward pass
-        for each image and class.
+        2021, arXiv:2111.12922. Their code runs one backward pass for each image and class.
     """
     shape = _input_shape(linear, input_shape)
-    arrays, structure = split(linear)
     weight, bias, deviation, largest = _pull_back(linear)(shape=shape)
     if _checks.is_concrete(deviation) and not deviation <= _TOLERANCE * largest:
         names = ", ".join(nonlinear_primitives(linear, shape))
@@ -132,4 +130,3 @@ def _pull_back(model: Callable[[Any], Any], shape: tuple[int, int, int]):
         output = model(points)
         affine = jnp.tensordot(points, weight, ((1, 2, 3), (1, 2, 3))) + bias[None]
         return weight, bias, jnp.max(jnp.abs(output - affine)), jnp.max(jnp.abs(output))
-
