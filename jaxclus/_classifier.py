@@ -37,22 +37,18 @@ def jit_over_model(
     return bind
 
 
-def _apply(model: Classifier, x: jax.Array) -> jax.Array:
+@jit_over_model
+def logits(model: Classifier, x: jax.Array) -> jax.Array:
+    """The model's logits [b, k], compiled."""
     return model(x)
-
-
-logits = jit_over_model(_apply)
-_shared_logits = jax.jit(_apply)
 
 
 def num_classes(model: Classifier, x: jax.Array) -> int:
     """The number of classes k, from the shape of the logits; raises if they are not fit for use."""
     if not callable(model):
         raise TypeError(f"`model` must be a callable from images to logits, got {type(model)}")
-    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    # jit keeps the shapes of a pytree model from one call to the next; tracing takes a while.
-    known = is_pytree(model)
-    out = _shared_logits.eval_shape(model, shape) if known else jax.eval_shape(model, shape)
+    # Through `logits`, since eval_shape too keeps what it traced, under the callable's identity.
+    out = jax.eval_shape(logits(model), jax.ShapeDtypeStruct(x.shape, x.dtype))
     if not hasattr(out, "shape") or len(out.shape) != 2 or out.shape[0] != x.shape[0]:
         shape = getattr(out, "shape", type(out))
         raise ValueError(
@@ -60,4 +56,6 @@ def num_classes(model: Classifier, x: jax.Array) -> int:
         )
     if not jnp.issubdtype(out.dtype, jnp.floating) or jnp.finfo(out.dtype).bits < 32:
         raise TypeError(f"`model` must return float32 logits (verdicts need them), got {out.dtype}")
+    if out.shape[1] < 2:
+        raise ValueError(f"`model` must return logits of at least 2 classes, got {out.shape}")
     return out.shape[1]

@@ -23,7 +23,7 @@ def cross_entropy(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Floa
 
 
 def margin(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
-    """max_{i != y} z_i - z_y for each example: above 0 exactly where the prediction is wrong.
+    """max_{i != y} z_i - z_y for each example: above 0 where the prediction is wrong, 0 for ties.
 
     The loss of Carlini and Wagner (arXiv:1608.04644, section V-B, f_6 with kappa = infinity).
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxclus import _checks
+from jaxclus import _checks, _pytree
 
 Images = Float[Array, "b ..."]
 
@@ -42,7 +42,7 @@ class Threat(abc.ABC):
     eps: float
 
     def __init_subclass__(cls) -> None:
-        jax.tree_util.register_dataclass(cls, data_fields=["eps"], meta_fields=[])
+        _pytree.register(cls)
 
     def __post_init__(self) -> None:
         _checks.positive("eps", self.eps)
@@ -112,6 +112,14 @@ def _clip_to_box(delta: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.clip(delta, min=-x, max=1 - x)
 
 
+def _add(x: jax.Array, delta: jax.Array) -> jax.Array:
+    """x + delta, rounded towards x: to the nearest, many pixels together could leave the ball."""
+    moved = x + delta
+    near, far = jax.lax.stop_gradient((x, moved))
+    too_far = jnp.abs(far - near) > jnp.abs(delta)
+    return moved + jnp.where(too_far, jnp.nextafter(far, near) - far, 0.0)
+
+
 class Linf(Threat):
     """max_i |z_i - x_i| <= eps."""
 
@@ -164,11 +172,12 @@ class L2(Threat):
             return scaled != _clip_to_box(scaled, x)
 
         def scale(delta, clip):
-            inside = _sum(jnp.where(clip, 0.0, delta) ** 2)
-            left = self.eps**2 - _sum(jnp.where(clip, _clip_to_box(delta, x), 0.0) ** 2)
-            free = left < inside  # else the point is inside the ball already: s = 1
-            ratio = jnp.where(free, left, 1.0) / jnp.where(free, inside, 1.0)
-            return jnp.where(free, jnp.sqrt(jnp.maximum(ratio, 0.0)), 1.0)
+            free = self.norm(jnp.where(clip, 0.0, delta))
+            used = self.norm(jnp.where(clip, _clip_to_box(delta, x), 0.0))
+            # sqrt(eps^2 - used^2) without squares, which overflow, and away from sqrt's pole at 0.
+            left = jnp.sqrt(jnp.maximum(self.eps - used, 1e-37)) * jnp.sqrt(self.eps + used)
+            outside = free > left  # else the point is inside the ball already: s = 1
+            return jnp.where(outside, left / jnp.where(outside, free, 1.0), 1.0)
 
         def another_round(carry):
             clip, _ = carry
@@ -177,12 +186,12 @@ class L2(Threat):
 
         start = (jnp.zeros(x.shape, bool), jnp.array(True))
         clip, _ = jax.lax.while_loop(lambda carry: carry[1], another_round, start)
-        return x + _clip_to_box(_per_image(scale(delta, clip), delta) * delta, x)
+        return _add(x, _clip_to_box(_per_image(scale(delta, clip), delta) * delta, x))
 
     def shrink_and_clip(self, x_adv: Images, x: Images) -> Images:
         delta = x_adv - x
         factor = jnp.minimum(1.0, self.eps / jnp.maximum(self.norm(delta), 1e-12))
-        return jnp.clip(x + _per_image(factor, delta) * delta, min=0.0, max=1.0)
+        return jnp.clip(_add(x, _per_image(factor, delta) * delta), min=0.0, max=1.0)
 
     def step(self, grad: Images, x: Images | None = None) -> Images:
         norm = self.norm(grad)
@@ -236,10 +245,14 @@ class L1(Threat):
         full = fixed >= middle + bound
         excess = _sum(jnp.where(free, size, 0.0) + jnp.where(full, bound, 0.0)) - self.eps
         exact = excess / jnp.maximum(_sum(free.astype(size.dtype)), 1.0)
-        # Rounding must not push t out of its bracket: with no free pixel it lies inside anyway.
-        t = jnp.where(free.any(axis=tuple(range(1, free.ndim))), jnp.clip(exact, low, high), high)
+        # Rounding must not push t out of its bracket, nor the bracket's edges stop its gradient.
+        exact += jax.lax.stop_gradient(jnp.clip(exact, low, high) - exact)
+        t = jnp.where(free.any(axis=tuple(range(1, free.ndim))), exact, high)
         inside = _sum(shrunk(fixed, jnp.zeros_like(t))) <= self.eps
-        return x + jnp.sign(delta) * shrunk(size, jnp.where(inside, 0.0, t))
+        kept = shrunk(size, jnp.where(inside, 0.0, t))
+        # Far outside, where floats are coarse, the sizes that remain are too.
+        fit = jnp.minimum(1.0, self.eps / jnp.maximum(_sum(kept), self.eps))
+        return _add(x, jnp.sign(delta) * _per_image(jax.lax.stop_gradient(fit), kept) * kept)
 
     def shrink_and_clip(self, x_adv: Images, x: Images) -> Images:
         return self.project(x_adv, x)

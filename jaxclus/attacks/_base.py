@@ -1,7 +1,9 @@
 """What all attacks share: the protocol, the verdicts, the bookkeeping.
 
 An attack is a frozen, hashable dataclass of hyper-parameters, and a pytree whose numbers (eps, step
-size) are leaves, so that a sweep over them compiles once. x is float32 [b, h, w, c] in [0, 1].
+size) are leaves, so that a sweep over them compiles once: a subclass is decorated with
+`@_pytree.register` above `@dataclasses.dataclass(frozen=True)`.
+x is float32 [b, h, w, c] in [0, 1].
 """
 
 import abc
@@ -61,6 +63,10 @@ class Attack(abc.ABC):
     """
 
     threat: Threat
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threat, Threat):
+            raise TypeError(f"`threat` must be one as Linf(8 / 255) makes, got {self.threat!r}")
 
     def __call__(
         self, key: jax.Array, model: Classifier, x: Any, y: Any, index: Any = None

@@ -4,11 +4,11 @@ import dataclasses
 
 import jax
 
-from jaxclus import losses
+from jaxclus import _pytree, losses
 from jaxclus.attacks._ascent import GradientAscent
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True)
 class FGSM(GradientAscent):
     """One step of length eps along the steepest ascent of the loss, from the clean image.
@@ -26,6 +26,7 @@ class FGSM(GradientAscent):
     loss: str | losses.Loss = dataclasses.field(default="cross_entropy", metadata={"static": True})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         losses.get(self.loss)
 
     steps = 1

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxclus import _checks, losses
+from jaxclus import _checks, _pytree, losses
 from jaxclus.attacks._ascent import GradientAscent
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True)
 class MIFGSM(GradientAscent):
     """Gradient ascent along an accumulated direction, from the clean image.
@@ -34,6 +34,7 @@ class MIFGSM(GradientAscent):
     restarts = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _checks.at_least("steps", self.steps, 1)
         _checks.not_negative("decay", self.decay)
         losses.get(self.loss)

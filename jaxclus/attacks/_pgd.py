@@ -4,11 +4,11 @@ import dataclasses
 
 import jax
 
-from jaxclus import _checks, losses
+from jaxclus import _checks, _pytree, losses
 from jaxclus.attacks._ascent import GradientAscent
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True)
 class PGD(GradientAscent):
     """Projected gradient ascent of the loss from random points of the ball.
@@ -35,6 +35,7 @@ class PGD(GradientAscent):
     loss: str | losses.Loss = dataclasses.field(default="cross_entropy", metadata={"static": True})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _checks.at_least("steps", self.steps, 1)
         _checks.at_least("restarts", self.restarts, 1)
         if self.step_size is not None:
