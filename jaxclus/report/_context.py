@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxclus.report._colours import group_colours
-from jaxclus.report._facts import gaps
-from jaxclus.report._html import Markup, chip, element, figure, join
+from jaxclus.report._facts import Gap, gaps
+from jaxclus.report._html import Markup, chip, element, escape, figure, join
 from jaxclus.report._read import Run
 
 if TYPE_CHECKING:
@@ -60,11 +60,7 @@ class Context:
                 element(
                     "div",
                     self.chip(run),
-                    element(
-                        "p",
-                        " ".join(filter(None, (gap.title, gap.variant, "not measured: run "))),
-                        element("code", gap.command),
-                    ),
+                    element("p", f"{gap.title} {gap.variant}".strip(), " ", remedy(gap)),
                     class_="card missing",
                 )
                 for gap in gaps(run)
@@ -107,6 +103,13 @@ class Context:
                 for dataset, colours in legends.items()
             )
         )
+
+
+def remedy(gap: Gap) -> Markup:
+    """What to do about a missing part, or why nothing can be done."""
+    if gap.reason:
+        return escape(f"not measured: {gap.reason}")
+    return join("not measured: run ", element("code", gap.command))
 
 
 def lead(*text: Any) -> Markup:

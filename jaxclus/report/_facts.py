@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxclus.report._read import NORMS, VARIANTS, Evaluation, Point, Run
@@ -17,44 +17,66 @@ _AFFINE_TOLERANCE = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """A part that a run lacks, and the command that makes it."""
+    """A part that a run lacks, and the command that makes it, or why none can.
+
+    `part` is its key on the page; `variant` says of which sub-network it is, if of one.
+    """
 
     part: str
     title: str
     command: str
     variant: str = ""
+    reason: str = ""
 
 
 def gaps(run: Run) -> tuple[Gap, ...]:
     """Every part of the page that this run has nothing for."""
-    directory = shlex.quote(str(run.directory))
-    train = str(run.config.get("command") or f"jaxclus train --directory {directory}")
-    attack, linear = f"jaxclus attack {directory}", f"jaxclus linear {directory}"
+    train, attack, linearize = _commands(run)
+    measured = run.series("loss")[0].size > 0
     found = []
-    if not run.series("loss")[0].size:
+    if not measured:
         found.append(Gap("training", "training curves", train))
     if not run.series("validation_accuracy")[0].size:
-        found.append(Gap("validation", "validation accuracy", train))
+        # A finished run made without validation needs a held-out part of the training set.
+        command = f"{train} --validation 0.05" if measured else train
+        found.append(Gap("validation", "validation accuracy", command))
     if not run.evaluations:
         found.append(Gap("attacks", "robust accuracy", attack))
     if not any(evaluation.examples for evaluation in run.evaluations):
         found.append(Gap("examples", "adversarial examples", attack))
-    parts = run.linear.variants if run.linear else {}
-    for name in VARIANTS:
-        title, variant = VARIANT_TITLES[name], parts.get(name)
-        for part, words in (
-            ("correlation", "correlation of the class weights"),
-            ("linkage", "dendrogram"),
-            ("weight", "weights as images"),
-            ("score", "clustering scores"),
-        ):
-            if variant is None or getattr(variant, part) is None:
-                found.append(Gap(f"{part}/{name}", words, linear, title))
+    found.extend(gap for name in VARIANTS for gap in _variant_gaps(run, name, linearize))
     if run.linear is None or run.linear.feature_distance is None:
-        found.append(Gap("features", "feature distance", linear))
+        found.append(Gap("features", "feature distance", linearize))
     if run.linear is None or not run.linear.filters:
-        found.append(Gap("filters", "filter correlations", linear))
+        found.append(Gap("filters", "filter correlations", linearize))
     return tuple(found)
+
+
+def _variant_gaps(run: Run, name: str, linearize: str) -> Iterator[Gap]:
+    title, variant = VARIANT_TITLES[name], run.variant(name)
+    for part, words in (
+        ("correlation", "correlation of the class weights"),
+        ("linkage", "dendrogram"),
+        ("weight", "weights as images"),
+    ):
+        if variant is None or getattr(variant, part) is None:
+            yield Gap(f"{part}/{name}", words, linearize, title)
+    if variant is not None and not any(run.groups):
+        reason = f"{run.dataset} has no groups of classes to score"
+        yield Gap(f"score/{name}", "clustering scores", "", title, reason)
+    elif variant is None or not variant.score:
+        yield Gap(f"score/{name}", "clustering scores", linearize, title)
+
+
+def _commands(run: Run) -> tuple[str, str, str]:
+    """The commands that train, attack and linearize this run, attacking as it was trained."""
+    directory = shlex.quote(str(run.directory))
+    train = str(run.config.get("command") or f"jaxclus train {shlex.quote(run.dataset)}")
+    objective = run.config.get("objective")
+    objective = objective if isinstance(objective, Mapping) else {}
+    norm, eps = objective.get("norm") or "linf", objective.get("eps") or "8/255"
+    chosen = f"--eps {eps}" if norm == "linf" else f"--norm {norm} --eps {eps}"
+    return train, f"jaxclus attack {directory} {chosen}", f"jaxclus linearize {directory}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

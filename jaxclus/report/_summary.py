@@ -1,7 +1,7 @@
 """The head of the page: a tile per run, the headline table, remarks and what is missing."""
 
 from jaxclus.report import _facts
-from jaxclus.report._context import Context, lead
+from jaxclus.report._context import Context, lead, remedy
 from jaxclus.report._facts import VARIANT_TITLES, p_text, percent, score_text
 from jaxclus.report._html import Markup, element, escape, join, table
 from jaxclus.report._read import VARIANTS, Run, Variant
@@ -121,9 +121,9 @@ def _remarks(context: Context, run: Run) -> list[Markup]:
 
 def _missing(context: Context, run: Run) -> list[Markup]:
     """One line per command that would fill gaps of this run."""
-    by_command: dict[str, dict[str, list[str]]] = {}
+    by_remedy: dict[Markup, dict[str, list[str]]] = {}
     for gap in _facts.gaps(run):
-        by_command.setdefault(gap.command, {}).setdefault(gap.title, []).append(gap.variant)
+        by_remedy.setdefault(remedy(gap), {}).setdefault(gap.title, []).append(gap.variant)
     return [
         element(
             "li",
@@ -134,8 +134,8 @@ def _missing(context: Context, run: Run) -> list[Markup]:
                 title if len(variants) > 1 else f"{title} {variants[0]}".strip()
                 for title, variants in titles.items()
             ),
-            ": run ",
-            element("code", command),
+            " ",
+            how,
         )
-        for command, titles in by_command.items()
+        for how, titles in by_remedy.items()
     ]

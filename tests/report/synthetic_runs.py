@@ -33,12 +33,12 @@ def write_run(
         "name": name,
         "dataset": {"name": dataset, "split": "train", "num_images": 50000, "fingerprint": "9f2c"},
         "model": {**model, "width": 64},
-        "objective": {"name": "PGD training", "eps": 8 / 255, "steps": 10, "beta": None},
+        "objective": {"name": "pgd", "norm": "linf", "eps": 8 / 255, "beta": None},
         "training": {"epochs": 30, "batch_size": 128, "learning_rate": 0.1, "schedule": "cosine"},
         "seed": seed,
         "versions": {"jaxclus": "0.1.0", "jax": "0.10.2", "flax": "0.12.8"},
         "hardware": "1 x NVIDIA H200",
-        "command": f"jaxclus train --dataset {dataset} --objective pgd --seed {seed}",
+        "command": f"jaxclus train {dataset} --method pgd --seeds {seed}",
     }
     (directory / "config.json").write_text(json.dumps(config))
     _write_metrics(directory, rng, steps, strength)
@@ -104,7 +104,7 @@ def _write_attack(directory, rng, attack, norm, strength, dataset, k, shape) -> 
         "curve": curve,
         "versions": {"jaxclus": "0.1.0", "jax": "0.10.2"},
         "hardware": "2 CPU cores",
-        "command": f"jaxclus attack {directory}",
+        "command": f"jaxclus attack {directory} --eps 8/255",
     }
     stem = directory / "attacks" / f"{attack.split('(')[0].lower()}-{norm}"
     stem.with_suffix(".json").write_text(json.dumps(record))

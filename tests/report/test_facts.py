@@ -80,6 +80,19 @@ def test_no_remarks_on_a_sound_run(tmp_path):
     assert _facts.gaps(read) == ()
 
 
+def test_commands_attack_as_the_run_was_trained(tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    config = {"command": "jaxclus train mnist", "objective": {"norm": "l2", "eps": 1.5}}
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    (read,) = read_runs([directory])
+    commands = {gap.part: gap.command for gap in _facts.gaps(read)}
+    assert commands["attacks"] == f"jaxclus attack {directory} --norm l2 --eps 1.5"
+    assert commands["validation"] == "jaxclus train mnist --validation 0.05"
+    assert "training" not in commands
+
+
 def test_affine_error_is_remarked(tmp_path):
     run = write_run(tmp_path / "a")
     record = json.loads((run / "linear.json").read_text())

@@ -129,7 +129,7 @@ def test_headline_and_curves_carry_their_evidence(complete):
 
 def test_settings_are_complete(complete):
     text = Page(complete.read_text()).text
-    for words in ("jaxclus train --dataset fashion_mnist", "NVIDIA H200", "cosine", "fingerprint"):
+    for words in ("jaxclus train fashion_mnist", "NVIDIA H200", "cosine", "fingerprint"):
         assert words in text
 
 
@@ -157,19 +157,33 @@ def test_one_channel_and_colour_runs_keep_their_own_groups(complete):
 def test_every_gap_is_named_with_its_command(incomplete):
     text = Page(incomplete.read_text()).text
     root = incomplete.parents[1]
-    attack, linear = f"jaxclus attack '{root}/bare run'", f"jaxclus linear '{root}/bare run'"
-    assert f"robust accuracy not measured: run {attack}" in text
-    assert f"adversarial examples not measured: run {attack}" in text
-    assert f"feature distance not measured: run {linear}" in text
-    assert f"filter correlations not measured: run {linear}" in text
-    assert "training curves not measured: run jaxclus train" in text
-    for part in ("correlation of the class weights", "dendrogram", "weights as images"):
-        for variant in ("with BatchNorm", "without BatchNorm"):
-            assert f"{part} {variant} not measured: run {linear}" in text
-        of_partial = f"{part} without BatchNorm not measured: run jaxclus linear {root}/partial"
-        assert of_partial in text
-    assert "clustering scores with BatchNorm not measured" in text
-    assert f"adversarial examples not measured: run jaxclus attack {root}/partial" in text
+    train, attack, linearize = (
+        "jaxclus train 'not recorded'",
+        f"jaxclus attack '{root}/bare run' --eps 8/255",
+        f"jaxclus linearize '{root}/bare run'",
+    )
+    both = [
+        f"{part} {variant}"
+        for part in ("correlation of the class weights", "dendrogram", "weights as images")
+        for variant in ("with BatchNorm", "without BatchNorm")
+    ]
+    for part, command in (
+        ("training curves", train),
+        ("validation accuracy", train),
+        ("robust accuracy", attack),
+        ("adversarial examples", attack),
+        ("clustering scores with BatchNorm", linearize),
+        ("feature distance", linearize),
+        ("filter correlations", linearize),
+        *((part, linearize) for part in both),
+    ):
+        assert f"{part} not measured: run {command}" in text
+    for part in both[1::2]:
+        assert f"{part} not measured: run jaxclus linearize {root}/partial" in text
+    for part in both[::2]:
+        assert f"{part} not measured: run jaxclus linearize {root}/partial" not in text
+    # A data set without groups cannot be scored: no command is offered.
+    assert "clustering scores with BatchNorm not measured: cifar10 has no groups" in text
 
 
 def test_text_of_runs_is_escaped(incomplete):
