@@ -81,6 +81,8 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
 
 def training_curves(runs: Sequence[Run], colours: Sequence[str]) -> "Figure":
     """Loss and accuracy over epochs (over steps unless every run recorded its epochs)."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = blank_figure(13.0, 4.2, "constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     keys = ("loss", "accuracy", "validation_accuracy", "validation_robust_accuracy")
@@ -108,6 +110,7 @@ def training_curves(runs: Sequence[Run], colours: Sequence[str]) -> "Figure":
     _percent_axis(accuracy_axes)
     for axes in (loss_axes, accuracy_axes):
         axes.set_xlabel("epoch" if by_epoch else "step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.01)
     _legend(figure, [(run.label, colour, "-") for run, colour in zip(runs, colours, strict=True)])
     return figure
@@ -195,7 +198,9 @@ def heat_map(
         return figure
     size = _tick_size(count, side)
     shown = [shorten(names[i], 20) for i in positions]
-    axes.set_xticks(range(count), shown, rotation=90 if count > 6 else 0, fontsize=size)
+    axes.set_xticks(
+        range(count), shown, rotation=90 if max(map(len, shown)) > 2 else 0, fontsize=size
+    )
     axes.set_yticks(range(count), shown, fontsize=size)
     for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
         for label, index in zip(labels, positions, strict=True):
@@ -225,7 +230,7 @@ def _annotate(axes: Any, image: Any, matrix: np.ndarray) -> None:
 
 
 def filter_maps(filters: Mapping[str, np.ndarray]) -> "Figure":
-    """Correlations [o, o] between the filters of each layer as small heat maps on [-1, 1]."""
+    """Overlaps [o, o] between the filters of each layer as small heat maps on [0, 1]."""
     columns = min(4, len(filters))
     rows = -(-len(filters) // columns)
     figure = blank_figure(6.0, 0.3 + rows * (6.0 / columns + 0.1), "constrained")
@@ -233,7 +238,7 @@ def filter_maps(filters: Mapping[str, np.ndarray]) -> "Figure":
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     for axes, (name, matrix) in zip(figure.axes, filters.items(), strict=False):
-        image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        image = axes.imshow(matrix, cmap="Reds", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(f"{shorten(name, 20)} ({len(matrix)})", fontsize=8.5)
     assert image is not None
     figure.colorbar(image, ax=figure.axes, fraction=0.03, pad=0.02).outline.set_visible(False)

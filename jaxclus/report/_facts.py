@@ -72,11 +72,17 @@ def _commands(run: Run) -> tuple[str, str, str]:
     """The commands that train, attack and linearize this run, attacking as it was trained."""
     directory = shlex.quote(str(run.directory))
     train = str(run.config.get("command") or f"jaxclus train {shlex.quote(run.dataset)}")
-    objective = run.config.get("objective")
-    objective = objective if isinstance(objective, Mapping) else {}
-    norm, eps = objective.get("norm") or "linf", objective.get("eps") or "8/255"
-    chosen = f"--eps {eps}" if norm == "linf" else f"--norm {norm} --eps {eps}"
+    norm, eps = _trained_at(run)
+    chosen = f"--norm {norm} --eps {eps}" if eps else "--eps 8/255"
     return train, f"jaxclus attack {directory} {chosen}", f"jaxclus linearize {directory}"
+
+
+def _trained_at(run: Run) -> tuple[str | None, float | None]:
+    """Norm and eps of the attack that the run was trained on, as config.json has them."""
+    objective = run.config.get("objective")
+    if not isinstance(objective, Mapping) or not isinstance(objective.get("eps"), (int, float)):
+        return None, None
+    return objective.get("norm", "linf"), float(objective["eps"])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,18 +96,21 @@ class Headline:
 def headlines(run: Run, runs: Sequence[Run]) -> tuple[Headline, ...]:
     """One figure per norm, at the eps that most runs on the same data set share.
 
-    Among equally shared eps the one nearest to the customary 8/255 (Linf), 0.5 (L2) or 12 (L1) is
-    taken, so that the runs of a report are compared at the same radius.
+    Among equally shared eps the one nearest to the largest that these runs were trained at is
+    taken, or, if none was, to the customary 8/255 (Linf), 0.5 (L2) or 12 (L1); so the runs of a
+    report are compared at the same radius.
     """
     peers = [other for other in runs if other.dataset == run.dataset]
     chosen = []
     for norm, customary in _CUSTOMARY_EPS.items():
+        trained = [eps for peer in peers for its, eps in [_trained_at(peer)] if its == norm and eps]
+        target = max(trained, default=customary)
         points = [Headline(e, p) for e in run.evaluations if e.norm == norm for p in e.curve]
         radii = {h.point.eps for h in points if h.point.eps > 0}
         if not radii:
             continue
         shares = {eps: sum(_measured(peer, norm, eps) for peer in peers) for eps in radii}
-        ranks = {eps: (shares[eps], -abs(eps - customary)) for eps in radii}
+        ranks = {eps: (shares[eps], -abs(eps - target)) for eps in radii}
         best = max(radii, key=ranks.__getitem__)
         at_best = [h for h in points if same_eps(h.point.eps, best)]
         chosen.append(min(at_best, key=lambda h: h.point.robust_accuracy))

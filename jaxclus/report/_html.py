@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+_LONGEST_SETTING = 400
+
 
 class Markup(str):
     """Text that is HTML already."""
@@ -55,7 +57,7 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], numeric: Iterable[
 
 
 def tree(value: Any) -> Markup:
-    """A JSON value as nested two-column tables."""
+    """A JSON value as nested two-column tables; long texts are cut short."""
     if isinstance(value, Mapping) and value:
         rows = (element("tr", element("th", k), element("td", tree(v))) for k, v in value.items())
         return element("table", element("tbody", *rows), class_="tree")
@@ -66,7 +68,10 @@ def tree(value: Any) -> Markup:
         return element("table", element("tbody", titles, *lines), class_="tree")
     if isinstance(value, list):
         value = ", ".join(str(item) for item in value)
-    return element("span", "–" if value in (None, "", {}) else value)
+    text = "–" if value in (None, "", {}) else str(value)
+    if len(text) > _LONGEST_SETTING:
+        text = f"{text[:_LONGEST_SETTING]}… ({len(text):,} characters)"
+    return element("span", text)
 
 
 def chip(text: str, colour: str) -> Markup:

@@ -43,8 +43,8 @@ _OTHER_TERMS = (
     ),
     (
         "Affine error",
-        "relative error of W x + b against the sub-network at random points; at most 1e-4 is "
-        "rounding",
+        "largest error of W x + b against the sub-network on images, relative to its largest "
+        "output; at most 1e-4 is rounding",
     ),
 )
 
@@ -161,9 +161,10 @@ def features(context: Context) -> Markup:
     published = [_feature_card(context, run, as_published=True) for run in context.runs]
     return join(
         lead(
-            "Distance F between the classes in the feature space of the full network: light is "
-            "near, dark is far, each matrix on its own scale. Classes stand in the order of the "
-            "run's first heat map of C."
+            "Mean squared distance F between the mean outputs of the full network for two classes: "
+            "light is near, dark is far, each matrix on its own scale. Classes stand in the order "
+            "of the run's first heat map of C. As published: from the first 128 images of each "
+            "class, every row divided by its own maximum."
         ),
         context.group_legend(),
         context.rows([("F", raw), ("F as published", published)]),
@@ -193,7 +194,7 @@ def _feature_card(context: Context, run: Run, as_published: bool = False) -> Mar
 
 
 def filters(context: Context) -> Markup:
-    """Correlations between the filters of each convolution."""
+    """How far the filters of each layer are from orthogonal."""
     cards = []
     for run in context.runs:
         cards.append(context.lacks(run, "filters"))
@@ -203,8 +204,8 @@ def filters(context: Context) -> Markup:
             cards.append(context.draw(name, plot, alt, context.header(run), ""))
     return join(
         lead(
-            "Correlation between the filters of each convolution, in the colours of C; the number "
-            "of filters in brackets."
+            "Absolute cosine between the filters of each layer, off the diagonal: white is "
+            "orthogonal, dark red the same up to sign. The number of filters in brackets."
         ),
         context.grid([card for card in cards if card]),
     )

@@ -74,7 +74,10 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linear:
-    """`linear.json` and `linear.npz`; `group_of` [k] holds a group's name or None per class."""
+    """`linear.json`, which is `record`, and `linear.npz`.
+
+    `group_of` [k] holds the name of each class's group, or None.
+    """
 
     class_names: tuple[str, ...]
     group_of: tuple[str | None, ...]
@@ -84,6 +87,7 @@ class Linear:
     feature_distance: np.ndarray | None
     feature_distance_as_published: np.ndarray | None
     filters: Mapping[str, np.ndarray]
+    record: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -337,6 +341,7 @@ def _read_linear(directory: Path) -> Linear | None:
             for key in arrays
             if key.startswith("filters/")
         },
+        record=record,
     )
 
 

@@ -8,6 +8,8 @@ from jaxclus.report._facts import percent
 from jaxclus.report._html import Markup, element, join, table, tree
 from jaxclus.report._read import NORMS, Evaluation
 
+_POINT = ("eps", "robust_accuracy", "largest_norm", "seconds", "images_per_second")
+
 
 def training(context: Context) -> Markup:
     """Loss and accuracy over training, all runs in the same axes."""
@@ -132,7 +134,16 @@ def settings(context: Context) -> Markup:
         ]
         for evaluation in run.evaluations:
             parts.append(element("h3", f"attacks/{evaluation.path.name}"))
-            parts.append(tree(evaluation.record))
+            parts.append(tree(_settings_of(evaluation)))
+        if run.linear:
+            parts.append(element("h3", "linear.json"))
+            parts.append(tree(run.linear.record))
         title = element("summary", context.header(run, str(run.directory)))
         blocks.append(element("details", title, element("div", *parts)))
     return join(lead("Exactly what was run; open a run to see all of it."), *blocks)
+
+
+def _settings_of(evaluation: Evaluation) -> dict[str, Any]:
+    """The record without the verdicts on single images and what its points repeat."""
+    curve = [{key: p[key] for key in _POINT if key in p} for p in evaluation.record["curve"]]
+    return {**evaluation.record, "curve": curve}

@@ -90,6 +90,7 @@ def _write_attack(directory, rng, attack, norm, strength, dataset, k, shape) -> 
             "largest_norm": multiple * unit,
             "seconds": 12.5,
             "images_per_second": 80.0,
+            "robust": "01" * 500,
         }
         for multiple in (2, 4, 8, 12, 16)
     ]
@@ -157,7 +158,9 @@ def _write_linear(directory, rng, class_names, groups, shape, strength) -> None:
     arrays["feature_distance"] = (distance + distance.T) / 2 * (1 - np.eye(k))
     arrays["feature_distance_as_published"] = arrays["feature_distance"] / 16
     for layer, width in (("conv1", 8), ("block1/conv1", 16), ("block2/conv1", 32)):
-        arrays[f"filters/{layer}"] = np.corrcoef(rng.normal(size=(width, 9)))
+        arrays[f"filters/{layer}"] = np.abs(
+            np.corrcoef(rng.normal(size=(width, 9))) - np.eye(width)
+        )
     record = {
         "class_names": class_names,
         "groups": groups,

@@ -39,9 +39,14 @@ def test_headline_is_the_strongest_attack_at_the_shared_eps(tmp_path):
     (headline,) = _facts.headlines(runs[0], runs)
     assert (headline.evaluation.attack, headline.point.eps) == ("AutoAttack", 0.3)
     assert headline.point.robust_accuracy == 0.4
-    # Alone, nothing decides but the customary radius.
+    # Alone, nothing decides but the customary radius, or the one that the run was trained at.
     (headline,) = _facts.headlines(runs[0], runs[:1])
     assert (headline.point.eps, headline.point.robust_accuracy) == (8 / 255, 0.8)
+    config = {"dataset": {"name": "mnist"}, "objective": {"norm": "linf", "eps": 0.29}}
+    (first / "config.json").write_text(json.dumps(config))
+    trained = read_runs([first])
+    (headline,) = _facts.headlines(trained[0], trained)
+    assert headline.point.eps == 0.3
 
 
 def test_one_headline_per_norm_and_none_without_a_radius(tmp_path):
@@ -140,3 +145,4 @@ def test_settings_of_every_kind_are_shown():
     shown = tree({"a": {"<b>": 1}, "c": [1, 2], "d": None, "e": [], "f": [{"g": 1}, {"h": False}]})
     for part in ("&lt;b&gt;", "1, 2", "–", "<th>g</th>", "False"):
         assert part in shown
+    assert tree("01" * 5000).endswith("01… (10,000 characters)</span>")

@@ -131,6 +131,8 @@ def test_settings_are_complete(complete):
     text = Page(complete.read_text()).text
     for words in ("jaxclus train fashion_mnist", "NVIDIA H200", "cosine", "fingerprint"):
         assert words in text
+    # Neither verdicts on single images nor anything else that nobody reads.
+    assert "0101010101" not in text
 
 
 def test_nothing_is_loaded_from_elsewhere(complete):
