@@ -67,9 +67,11 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> None:
 
 
 def _array(name: str, value: Any, allowed: str) -> Any:
-    """The value itself; raises unless it is an array of NumPy or JAX."""
+    """The value itself; raises unless it is an array of numbers, of NumPy or JAX."""
     if not isinstance(value, (np.ndarray, np.generic, jax.Array)):
         raise TypeError(f"`{name}` must be an array of {allowed}, got {type(value)}")
+    if not isinstance(value, jax.Array) and value.dtype.kind in "OSUMm":  # objects, text, times
+        raise TypeError(f"`{name}` must be an array of {allowed}, got dtype {value.dtype}")
     return value
 
 

@@ -37,13 +37,15 @@ def jit_over_model(
     return bind
 
 
-@jit_over_model
-def logits(model: Classifier, x: jax.Array) -> jax.Array:
-    """The model's logits [b, k], compiled."""
+def _apply(model, x):
     return model(x)
 
 
-def num_classes(model: Classifier, x: jax.Array) -> int:
+#: `logits(model)(x)`: the model's logits [b, k], compiled.
+logits = jit_over_model(_apply)
+
+
+def num_classes(model: Any, x: jax.Array) -> int:
     """The number of classes k, from the shape of the logits; raises if they are not fit for use."""
     if not callable(model):
         raise TypeError(f"`model` must be a callable from images to logits, got {type(model)}")
