@@ -37,7 +37,7 @@ def jit_over_model(
     return bind
 
 
-def _apply(model, x):
+def _apply(model: Any, x: jax.Array) -> Any:
     return model(x)
 
 
@@ -45,7 +45,7 @@ def _apply(model, x):
 logits = jit_over_model(_apply)
 
 
-def num_classes(model: Any, x: jax.Array) -> int:
+def num_classes(model: Classifier, x: jax.Array) -> int:
     """The number of classes k, from the shape of the logits; raises if they are not fit for use."""
     if not callable(model):
         raise TypeError(f"`model` must be a callable from images to logits, got {type(model)}")
