@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -92,7 +93,7 @@ class ClusteringEffect:
         return found | {f"filters/{name}": matrix for name, matrix in self.filters.items()}
 
 
-def clustering_effect(model: models.Classifier, data: Dataset) -> ClusteringEffect:
+def clustering_effect(model: _classifier.Classifier, data: Dataset) -> ClusteringEffect:
     """Linear sub-networks, class correlations with scores, feature distances, filters.
 
     Args:
@@ -132,12 +133,12 @@ def _variant(model: models.Classifier, x: jax.Array, data: Dataset) -> LinearVar
     weight, bias = linear.implicit_weight(affine, data.input_shape)
     with jax.default_matmul_precision("highest"):
         exact = _classifier.logits(affine)(x)
-        wanted = np.tensordot(x, weight, axes=((1, 2, 3), (1, 2, 3))) + bias
+        wanted = jnp.tensordot(x, weight, axes=((1, 2, 3), (1, 2, 3))) + bias[None]
     matrix = clustering.correlation(weight)
     return LinearVariant(
         weight=np.asarray(weight),
         bias=np.asarray(bias),
-        affine_error=float(np.abs(exact - wanted).max() / np.abs(exact).max()),
+        affine_error=float(jnp.abs(exact - wanted).max() / jnp.abs(exact).max()),
         correlation=np.asarray(matrix),
         hierarchy=clustering.hierarchy(matrix),
         score=None if data.groups is None else clustering.clustering_score(matrix, data.groups),

@@ -1,0 +1,180 @@
+"""Every command as a user runs it: what it prints, what it writes, how it fails."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import jaxclus as jc
+from jaxclus import cli
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """A cache of the module's own: the user's stays as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXCLUS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("TFDS_DATA_DIR", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A standard and a robust run on digits, attacked and linearised."""
+    output = tmp_path_factory.mktemp("runs")
+    common = ["--epochs", "2", "--batch-size", "64", "--num-images", "600"]
+    for method in ("standard", "pgd"):
+        words = ["train", "digits", "--method", method, "--eps", "0.1", "--attack-steps", "2"]
+        assert cli.main([*words, *common, "--output", str(output)]) == 0
+    found = [output / f"digits-cnn-{method}-seed0" for method in ("standard", "pgd")]
+    for run in found:
+        assert cli.main(["attack", str(run), "--eps", "12/255", "0.1", "--steps", "3"]) == 0
+        assert cli.main(["linearize", str(run)]) == 0
+    return found
+
+
+def test_train_keeps_config_metrics_and_a_model_that_loads(runs):
+    config = json.loads((runs[1] / "config.json").read_text())
+    assert config["dataset"]["name"] == "digits" and config["seed"] == 0
+    assert config["objective"]["eps"] == 0.1 and "PGD" in config["objective"]["attack"]
+    assert {"jax", "jaxclus", "python"} <= config["versions"].keys()
+    lines = [json.loads(line) for line in (runs[1] / "metrics.jsonl").read_text().splitlines()]
+    assert any("validation_robust_accuracy" in line for line in lines)
+    model = jc.load(runs[1])
+    x = jc.data.to_float(jc.data.load("digits", "test").images[:4])
+    assert model(x).shape == (4, 10)
+
+
+def test_the_same_train_command_goes_on_instead_of_starting_again(runs, capsys):
+    before = (runs[0] / "metrics.jsonl").read_text()
+    words = ["train", "digits", "--eps", "0.1", "--attack-steps", "2", "--epochs", "2"]
+    words += ["--batch-size", "64", "--num-images", "600", "--output", str(runs[0].parent)]
+    assert cli.main(words) == 0
+    assert (runs[0] / "metrics.jsonl").read_text() == before
+    assert "validation accuracy" in capsys.readouterr().out
+
+
+def test_attack_writes_a_curve_with_everything_a_figure_needs(runs):
+    found = json.loads((runs[0] / "attacks" / "pgd-linf.json").read_text())
+    assert [point["eps"] for point in found["curve"]] == [pytest.approx(12 / 255), 0.1]
+    assert found["attack"] == "PGD(steps=3, restarts=1, loss=cross_entropy)"
+    assert (found["norm"], found["num_images"], found["dataset"]) == ("linf", 364, "digits")
+    for point in found["curve"]:
+        assert len(point["robust"]) == 364
+        assert point["robust"].count("1") / 364 == pytest.approx(point["robust_accuracy"])
+        assert point["largest_norm"] <= point["eps"] + 1e-6
+    examples = np.load(runs[0] / "attacks" / "pgd-linf.npz")
+    moved = np.abs(examples["adversarial"] - examples["images"]).max()
+    assert 0 < moved <= examples["eps"] + 1e-6
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "mi-fgsm"])
+def test_attack_knows_the_other_attacks_and_norms(runs, attack, tmp_path):
+    words = ["attack", str(runs[0]), "--attack", attack, "--norm", "l2", "--eps", "0.5"]
+    assert cli.main([*words, "--num-images", "20", "--output", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "attacks" / f"{attack}-l2.json").read_text())["norm"] == "l2"
+
+
+def test_linearize_writes_affine_maps_and_scores(runs):
+    found = json.loads((runs[1] / "linear.json").read_text())
+    for variant in ("with_batch_norm", "without_batch_norm"):
+        assert found["variants"][variant]["affine_error"] < 1e-4
+        assert 0 < found["variants"][variant]["score"]["p_value"] <= 1
+    arrays = np.load(runs[1] / "linear.npz")
+    assert arrays["without_batch_norm/weight"].shape == (10, 8, 8, 1)
+
+
+def test_an_exported_model_can_be_attacked_and_linearised(runs, tmp_path):
+    path = str(jc.export(jc.load(runs[0]), tmp_path / "model.safetensors"))
+    more = ["--dataset", "digits", "--num-images", "50", "--output", str(tmp_path)]
+    assert cli.main(["attack", path, "--eps", "0.1", "--steps", "2", *more]) == 0
+    assert cli.main(["linearize", path, *more]) == 0
+    assert (tmp_path / "linear.npz").exists()
+
+
+def test_report_shows_both_runs_on_one_page(runs, tmp_path):
+    assert cli.main(["report", *map(str, runs), "--output", str(tmp_path)]) == 0
+    page = (tmp_path / "index.html").read_text()
+    assert all(run.name in page for run in runs)
+
+
+def test_several_seeds_make_several_runs(tmp_path):
+    words = ["train", "digits", "--seeds", "1", "2", "--epochs", "1", "--num-images", "200"]
+    words += ["--batch-size", "64", "--validation", "0", "--output", str(tmp_path)]
+    assert cli.main([*words, "--name", "two"]) == 0
+    first, second = (jc.load(tmp_path / f"two-seed{seed}") for seed in (1, 2))
+    assert not np.array_equal(first.head.bias[...], second.head.bias[...])
+
+
+def test_demo_runs_from_training_to_the_report(tmp_path, capsys):
+    words = ["demo", "--epochs", "1", "--num-images", "200", "--output", str(tmp_path)]
+    assert cli.main(words) == 0
+    assert (tmp_path / "report" / "index.html").exists()
+    assert "done in" in capsys.readouterr().out
+
+
+def test_data_lists_and_describes(capsys):
+    assert cli.main(["data", "list"]) == 0
+    assert "digits" in capsys.readouterr().out
+    assert cli.main(["data", "info", "digits"]) == 0
+    assert re.search(r"train 1,\d+, test \d+ images", capsys.readouterr().out)
+
+
+COMMANDS = ("train", "attack", "linearize", "report", "data", "demo")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_examples(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"jaxclus {command}" in capsys.readouterr().out.split("Try:")[1]
+
+
+def no_traceback(capsys) -> str:
+    """The one line of an error."""
+    found = capsys.readouterr()
+    assert "Traceback" not in found.err
+    (line,) = (line for line in found.err.splitlines() if line.startswith("jaxclus: error:"))
+    return line
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["train", "digits", "--epochs", "0"], "`epochs`"),
+        (["train", "digits", "--method", "pgd"], "`eps`"),
+        (["train", "digits", "--method", "pgd", "--eps", "0"], "`eps`"),
+        (["train", "digits", "--model", "resnet9"], "resnet18"),
+        (["train", "digits", "--batch-size", "100000"], "`data`"),
+        (["train", "digits", "--num-images", "100000"], "`n`"),
+        (["train", "no_such_set"], "no_such_set"),
+        (["data", "info", "no_such_set"], "no_such_set"),
+        (["train", "cifar10"], "jaxclus data prepare cifar10"),
+        (["attack", "no/such/run", "--eps", "0.1"], "no/such/run"),
+        (["linearize", "no/such/run"], "no/such/run"),
+        (["report", "no/such/run"], "no/such/run"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_code_1(words, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert cli.main(words) == 1
+    assert named in no_traceback(capsys)
+
+
+def test_an_unwritable_output_is_one_line(runs, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["report", str(runs[0]), "--output", str(tmp_path / "file" / "x")]) == 1
+    assert "file" in no_traceback(capsys)
+    words = ["train", "digits", "--epochs", "1", "--output", str(tmp_path / "file" / "x")]
+    assert cli.main(words) == 1
+    assert "file" in no_traceback(capsys)
+
+
+@pytest.mark.parametrize("words", [["train"], ["nonsense"], ["attack", "x", "--eps", "one"]])
+def test_a_command_line_that_cannot_be_parsed_exits_with_2(words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2
