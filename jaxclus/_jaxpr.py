@@ -6,7 +6,7 @@ runs as traced. The same walk lists the primitives that are not affine in marked
 
 An activation is found in two ways: by the name of its compiled function (`jax.nn.relu` is traced
 as a call of that name), or by what it computes. For the second, an operation that can bend a line
-(product, quotient, maximum, choice, call) is followed back to the one value x that it is an
+(maximum, choice, sum, product, quotient, call) is followed back to the one value x that it is an
 elementwise function f of. If nothing but literal numbers enters besides x, f is evaluated far from
 zero: f(x) = s x on the right, with a smaller slope of the same sign on the left, is a rectifier,
 and becomes s x. So `x * sigmoid(1.7 * x)` and `0.5 * x * (1 + tanh(...))`, which is how
@@ -31,11 +31,12 @@ _CALLS = frozenset(
     "jit pjit closed_call core_call custom_jvp_call custom_vjp_call remat2 checkpoint".split()
 )
 _REMAT = frozenset({"remat2", "checkpoint"})
+# What can bend a line, with one operand or with two that depend on the images.
 _BENDS = frozenset({"max", "select_n"})
-_PRODUCTS = frozenset({"mul", "div"})
+_PAIRS = frozenset({"mul", "div", "add", "sub"})
 # Operations on numbers, whose parameters hold no shape: they can be evaluated on scalars.
-_ELEMENTWISE = _BENDS | _PRODUCTS | frozenset(
-    "add sub neg min sign abs clamp square sqrt rsqrt cbrt pow integer_pow exp exp2 log expm1 "
+_ELEMENTWISE = _BENDS | _PAIRS | frozenset(
+    "neg min sign abs clamp square sqrt rsqrt cbrt pow integer_pow exp exp2 log expm1 "
     "log1p tanh logistic erf erfc atan sin cos gt ge lt le eq ne and or not is_finite copy "
     "convert_element_type stop_gradient".split()
 )  # fmt: skip
@@ -74,8 +75,10 @@ def linear_call(fn: Callable, arguments: Any, images: Any) -> Any:
     closed = jax.make_jaxpr(fn)(arguments, images)
     leaves = [*jax.tree.leaves(arguments), images]
     marks = [False] * (len(leaves) - 1) + [True]
-    (output,) = _evaluate(closed, leaves, marks)
-    return output
+    outputs = _evaluate(closed, leaves, marks)
+    if len(outputs) != 1:
+        raise ValueError(f"the classifier must return one array of logits, got {len(outputs)}")
+    return outputs[0]
 
 
 def nonlinear_primitives(fn: Callable, arguments: Any, images: Any) -> tuple[str, ...]:
@@ -195,7 +198,7 @@ def _activation(eqn, marked, definitions) -> _Scaled | None:
         if eqn.params.get("name") in ACTIVATIONS and _is_elementwise(eqn):
             shape = eqn.outvars[0].aval.shape
             return next((_Scaled(a, 1.0) for a in inputs if a.aval.shape == shape), None)
-    elif not (name in _BENDS or (name in _PRODUCTS and len(inputs) == 2)):
+    elif not (name in _BENDS or (name in _PAIRS and len(inputs) == 2)):
         return None
     source = _common_source(inputs, marked, definitions)
     if source is None or source.aval.shape != eqn.outvars[0].aval.shape:

@@ -1,14 +1,15 @@
 """The matrix that a linear sub-network multiplies images with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxclus import _checks, _classifier, _jaxpr
+from jaxclus._classifier import Classifier
 from jaxclus.linear._linearize import apply_arrays
 
 # One pass back holds the largest feature map once for each of these classes.
@@ -29,7 +30,7 @@ class ImplicitWeight(NamedTuple):
     bias: Float[Array, " k"]
 
 
-def implicit_weight(linear: Callable[[Any], Any], input_shape: Sequence[int]) -> ImplicitWeight:
+def implicit_weight(linear: Classifier, input_shape: Sequence[int]) -> ImplicitWeight:
     """Weight W and bias b of an affine classifier f(x) = W x + b.
 
     W_j = d f_j / d x is pulled back for all classes in one vectorised reverse pass (64 classes at a
@@ -71,9 +72,7 @@ def implicit_weight(linear: Callable[[Any], Any], input_shape: Sequence[int]) ->
     return ImplicitWeight(weight, bias)
 
 
-def nonlinear_primitives(
-    model: Callable[[Any], Any], input_shape: Sequence[int]
-) -> tuple[str, ...]:
+def nonlinear_primitives(model: Classifier, input_shape: Sequence[int]) -> tuple[str, ...]:
     """Names of the primitives that keep a classifier from being affine in its images.
 
     A static analysis of the traced program: primitives that act in no affine way on values that
@@ -110,7 +109,7 @@ def _input_shape(model, input_shape) -> tuple[int, int, int]:
 
 
 @partial(_classifier.jit_over_model, static_argnames=("shape",))
-def _pull_back(model: Callable[[Any], Any], shape: tuple[int, int, int]):
+def _pull_back(model: Classifier, shape: tuple[int, int, int]):
     """Weight [k, h, w, c], bias [k], largest deviation from them and largest output."""
     with jax.default_matmul_precision("highest"):
         logits, pull = jax.vjp(model, jnp.zeros((1, *shape), jnp.float32))

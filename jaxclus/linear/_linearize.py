@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxclus import _jaxpr
+from jaxclus._classifier import Classifier
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 
@@ -40,12 +41,12 @@ class LinearSubnetwork:
 
     model: Any
 
-    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b ..."]:
         apply, arrays = apply_arrays(self.model)
         return _jaxpr.linear_call(apply, arrays, images)
 
 
-def linearize(model: Callable[[Any], Any]) -> LinearSubnetwork:
+def linearize(model: Classifier) -> LinearSubnetwork:
     """The linear sub-network of a trained classifier (Bai et al., 2021).
 
     Strips the classifier to its linear parts. **This is not `jax.linearize`**, which gives the
