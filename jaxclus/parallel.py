@@ -42,8 +42,8 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
 
 
 def copy_to(tree: Tree, placement: NamedSharding) -> Tree:
-    """A copy of the arrays at the placement that shares no buffer with them.
+    """A copy of the arrays, wherever they are, at the placement; shares no buffer with them.
 
     `jax.device_put` may alias its input, and donating the alias would delete the caller's array.
     """
-    return jax.jit(lambda tree: jax.tree.map(jax.numpy.copy, tree), out_shardings=placement)(tree)
+    return jax.tree.map(jax.numpy.copy, jax.device_put(tree, placement))

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxclus import _checks, _classifier, metrics, parallel, runs
 from jaxclus._classifier import Classifier
@@ -81,7 +82,12 @@ def describe(attack: Attack) -> str:
     """The attack's name and settings but for the threat model, as "PGD(steps=20, restarts=1)"."""
     fields = (field.name for field in dataclasses.fields(attack) if field.name != "threat")
     settings = ((name, getattr(attack, name)) for name in fields)
-    shown = (f"{name}={value}" for name, value in settings if value is not None)
+    # A callable by its name: its repr holds an address, which another run does not have.
+    shown = (
+        f"{name}={getattr(value, '__name__', value)}"
+        for name, value in settings
+        if value is not None
+    )
     return f"{type(attack).__name__}({', '.join(shown)})"
 
 
@@ -96,13 +102,14 @@ def correct(
         devices: default: all.
     """
     _check(model, data)
-    predict = _classifier.logits(model)
+    mesh = parallel.mesh(devices)
+    predict = _classifier.logits(_placed(model, mesh))
 
     def verdicts(x, y, index):
         return metrics.correct(predict(x), y)
 
     with jax.default_matmul_precision("highest"):
-        return _over(data, np.arange(len(data)), verdicts, devices, lambda count: None)
+        return _over(data, np.arange(len(data)), verdicts, mesh, lambda count: None)
 
 
 def robustness(
@@ -131,42 +138,8 @@ def robustness(
     Raises:
         TypeError, ValueError: if the key, the model or the data do not fit.
     """
-    _checks.typed_key("key", key)
-    if not isinstance(attack, Attack):
-        raise TypeError(f"`attack` must be one of jc.attacks, got {type(attack).__name__}")
-    clean = correct(model, data, devices=devices)
-    begin = time.perf_counter()
-    attacked = np.flatnonzero(clean)
-    run = bind(model)
-
-    def verdicts(x, y, index):
-        result = run(attack, key, x, y, index, trace=False)
-        pixels = result.x_adv.reshape(x.shape[0], -1)
-        return result.success, result.norm, pixels.min(axis=1), pixels.max(axis=1)
-
-    robust, norms = clean.copy(), np.zeros(len(data), np.float32)
-    low, high = np.float32(0), np.float32(1)
-    label = f"{type(attack).__name__} {attack.threat.name} eps {float(attack.threat.eps):.4g}"
-    if len(attacked):
-        with (
-            runs.progress(label, len(attacked), "images", enabled=progress) as advance,
-            jax.default_matmul_precision("highest"),
-        ):
-            broken, norms[attacked], lows, highs = _over(data, attacked, verdicts, devices, advance)
-        low, high = lows.min(), highs.max()
-        robust[attacked] = ~(broken & _inside(attack, norms[attacked], lows, highs))
-    return Robustness(
-        attack=attack,
-        dataset=data.name,
-        split=data.split,
-        seed=tuple(np.asarray(jax.random.key_data(key)).tolist()),
-        clean=clean,
-        robust=robust,
-        norms=norms,
-        low=float(low),
-        high=float(high),
-        seconds=time.perf_counter() - begin,
-    )
+    _check_attack(attack)
+    return _robustness(key, model, [attack], data, devices=devices, progress=progress)[0]
 
 
 def robustness_curve(
@@ -185,14 +158,71 @@ def robustness_curve(
         eps: the radii, each above 0, on the pixel scale. They replace the attack's own; a step
             size given in the attack stays as it is.
     """
-    threats = [type(attack.threat)(radius) for radius in eps]
-    return [
-        robustness(
-            key, model, dataclasses.replace(attack, threat=threat), data,
-            devices=devices, progress=progress,
-        )
-        for threat in threats
-    ]  # fmt: skip
+    _check_attack(attack)
+    threats = [type(attack.threat)(float(radius)) for radius in eps]
+    attacks = [dataclasses.replace(attack, threat=threat) for threat in threats]
+    return _robustness(key, model, attacks, data, devices=devices, progress=progress)
+
+
+def _robustness(
+    key: jax.Array,
+    model: Classifier,
+    attacks: Sequence[Attack],
+    data: Dataset,
+    *,
+    devices: Sequence[Any] | None,
+    progress: bool,
+) -> list[Robustness]:
+    """`robustness` under each attack, with the model's program bound once."""
+    _checks.typed_key("key", key)
+    clean = correct(model, data, devices=devices)
+    mesh = parallel.mesh(devices)
+    key = jax.device_put(key, parallel.replicated(mesh))
+    run = bind(_placed(model, mesh))
+    return [_under(key, run, attack, data, clean, mesh, progress) for attack in attacks]
+
+
+def _under(
+    key: jax.Array,
+    run: Callable[..., Any],
+    attack: Attack,
+    data: Dataset,
+    clean: np.ndarray,
+    mesh: Mesh,
+    progress: bool,
+) -> Robustness:
+    """The verdicts of one attack on the images that are classified correctly."""
+    begin = time.perf_counter()
+    attacked = np.flatnonzero(clean)
+
+    def verdicts(x, y, index):
+        result = run(attack, key, x, y, index, trace=False)
+        pixels = result.x_adv.reshape(x.shape[0], -1)
+        return result.success, result.norm, pixels.min(axis=1), pixels.max(axis=1)
+
+    robust, norms = clean.copy(), np.zeros(len(data), np.float32)
+    low, high = np.float32(0), np.float32(1)
+    label = f"{type(attack).__name__} {attack.threat.name} eps {float(attack.threat.eps):.4g}"
+    if len(attacked):
+        with (
+            runs.progress(label, len(attacked), "images", enabled=progress) as advance,
+            jax.default_matmul_precision("highest"),
+        ):
+            broken, norms[attacked], lows, highs = _over(data, attacked, verdicts, mesh, advance)
+        low, high = lows.min(), highs.max()
+        robust[attacked] = ~(broken & _inside(attack, norms[attacked], lows, highs))
+    return Robustness(
+        attack=attack,
+        dataset=data.name,
+        split=data.split,
+        seed=tuple(np.asarray(jax.random.key_data(key)).tolist()),
+        clean=clean,
+        robust=robust,
+        norms=norms,
+        low=float(low),
+        high=float(high),
+        seconds=time.perf_counter() - begin,
+    )
 
 
 def _inside(attack: Attack, norms: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -200,6 +230,18 @@ def _inside(attack: Attack, norms: np.ndarray, low: np.ndarray, high: np.ndarray
     eps = float(attack.threat.eps)
     slack = 1e-6 if attack.threat.name == "linf" else 1e-5 * eps
     return (norms <= eps + slack) & (low >= 0) & (high <= 1)
+
+
+def _check_attack(attack: Attack) -> None:
+    if not isinstance(attack, Attack):
+        raise TypeError(f"`attack` must be one of jc.attacks, got {type(attack).__name__}")
+
+
+def _placed(model: Classifier, mesh: Mesh) -> Classifier:
+    """The model with a copy of its weights on every device; what hides them stays as it is."""
+    if not _classifier.is_pytree(model):
+        return model
+    return jax.device_put(model, parallel.replicated(mesh))
 
 
 def _check(model: Classifier, data: Dataset) -> None:
@@ -217,11 +259,10 @@ def _over(
     data: Dataset,
     chosen: np.ndarray,
     verdicts: Callable[..., Any],
-    devices: Sequence[Any] | None,
+    mesh: Mesh,
     advance: Callable[..., None],
 ) -> Any:
     """`verdicts(x, y, index)` over the chosen images, the padding cut off, on the host."""
-    mesh = parallel.mesh(devices)
     results = []
     for index, count in _microbatches(chosen, MICROBATCH * mesh.size):
         batch = (data.images[index], data.labels[index], index.astype(np.int32))

@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from jaxclus import runs
 
 _KEPT = 2  # the newest may turn out damaged
@@ -32,7 +35,9 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Saves state and meta data under a step's number, and drops all but the newest two.
+        """Saves state and meta data under a step's number, and drops all older than the newest two.
+
+        Whatever has this number already, a damaged checkpoint or one without a seal, is replaced.
 
         Args:
             step: number of steps taken.
@@ -41,21 +46,14 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        # Left by a kill between commit and seal; Orbax would refuse to save over it.
-        if self._path(step).exists() and not self._manifest(step).exists():
-            shutil.rmtree(self._path(step))
-        options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False)
-        with ocp.CheckpointManager(self.directory, options=options) as manager:
-            items = ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-            )
-            manager.save(step, args=items, force=True)
-            manager.wait_until_finished()
-            kept = set(manager.all_steps())
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self._manifest(step).unlink(missing_ok=True)
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(self._path(step), args=items, force=True)
         runs.write_json(self._manifest(step), _digests(self._path(step)))
-        for old in self._steps():
-            if old not in kept:
-                self._manifest(old).unlink()
+        # Sealed checkpoints of later steps were passed over as damaged: they do not count.
+        oldest = sorted(sealed for sealed in self._steps() if sealed <= step)[-_KEPT:][0]
+        self._drop_before(oldest)
 
     def restore(self, template: Any = None, meta: dict[str, Any] | None = None) -> Any:
         """The newest intact checkpoint as (state, meta), or None if there is none at all.
@@ -98,17 +96,39 @@ class Checkpoints:
     def _read_meta(self, step: int) -> dict[str, Any]:
         import orbax.checkpoint as ocp
 
-        with ocp.CheckpointManager(self.directory) as manager:
-            return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
-                "meta"
-            ]
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            return checkpointer.restore(self._path(step), args=items)["meta"]
 
     def _read_state(self, step: int, template: Any) -> Any:
         import orbax.checkpoint as ocp
 
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
-        with ocp.CheckpointManager(self.directory) as manager:
-            return manager.restore(step, args=args)["state"]
+        if template is not None:
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+                items = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+                return checkpointer.restore(self._path(step), args=items)["state"]
+        # Without a template Orbax asks for the devices that the state was saved from.
+        handler = ocp.CompositeCheckpointHandler(
+            state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+        )
+        with ocp.Checkpointer(handler) as checkpointer:
+            tree = checkpointer.metadata(self._path(step)).item_metadata["state"].tree
+            on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            items = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=on_host))
+            return checkpointer.restore(self._path(step), args=items)["state"]
+
+    def _drop_before(self, oldest: int) -> None:
+        """Removes everything that has a smaller step's number, whole or not."""
+        for path in list(self.directory.iterdir()):
+            number = path.name.split(".")[0]
+            if not number.isdigit() or int(number) >= oldest:
+                continue
+            if path.is_dir():
+                # The seal first: a checkpoint that is half gone must not look whole.
+                self._manifest(int(number)).unlink(missing_ok=True)
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def _steps(self) -> list[int]:
         names = (path.name.split(".")[0] for path in self.directory.glob("*.sha256.json"))
@@ -139,10 +159,12 @@ def _mismatch(path: Path, manifest: Path) -> str | None:
     return next((name for name in names if wanted.get(name) != found.get(name)), None)
 
 
-def _check_same(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"`directory` must be new or hold a run with the same settings, but {directory} "
-                f"was made with {name} = {found.get(name)!r}, not {value!r}"
-            )
+def _check_same(directory: Path, found: Any, wanted: Any, name: str = "") -> None:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key, value in wanted.items():
+            _check_same(directory, found.get(key), value, f"{name}.{key}" if name else key)
+    elif found != wanted:
+        raise ValueError(
+            f"`directory` must be new or hold a run with the same settings, but {directory} "
+            f"was made with {name} = {found!r}, not {wanted!r}"
+        )

@@ -61,6 +61,8 @@ class TrainingConfig:
         _checks.one_of("optimizer", self.optimizer, ("sgd", "adamw"))
         _checks.one_of("schedule", self.schedule, ("step", "cosine", "cyclic"))
         _checks.one_of("precision", self.precision, ("float32", "bfloat16"))
+        if not isinstance(self.milestones, tuple):
+            raise TypeError(f"`milestones` must be a tuple of epochs, got {self.milestones!r}")
         for milestone in self.milestones:
             _checks.at_least("milestones", milestone, 1)
 

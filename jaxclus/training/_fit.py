@@ -4,16 +4,18 @@ import dataclasses
 import json
 import math
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
+import jaxclus
 from jaxclus import _checks, parallel, runs
 from jaxclus.data import Augmentation, Dataset, default_augmentation
 from jaxclus.training import _step
@@ -25,7 +27,7 @@ from jaxclus.training.objectives import Objective
 
 
 class TrainingDiverged(ArithmeticError):
-    """The loss is no longer finite. The last checkpoint is from before."""
+    """Loss or weights are no longer finite. The last checkpoint is from before."""
 
 
 class Preempted(Exception):
@@ -44,7 +46,7 @@ class Run:
     """
 
     model: Any
-    history: tuple[dict[str, float], ...]
+    history: tuple[dict[str, int | float], ...]
     directory: Path | None
 
 
@@ -83,8 +85,9 @@ def fit(
     Raises:
         ValueError, TypeError: if the data do not fit the network or the batch size, or the
             directory holds a run with other settings.
+        OSError: if the directory cannot be written to.
         CorruptCheckpointError: if the directory holds checkpoints and none is intact.
-        TrainingDiverged: if the loss becomes NaN or infinite.
+        TrainingDiverged: if the loss or the weights become NaN or infinite.
         Preempted: after SIGTERM, when all is saved.
     """
     _checks.typed_key("key", key)
@@ -93,6 +96,8 @@ def fit(
     _check_data("data", data, model, config.batch_size)
     if validation is not None:
         _check_data("validation", validation, model, 1)
+    if directory is not None:
+        _check_writable(Path(directory))
     program = Program.of(
         model,
         objective=objective,
@@ -102,26 +107,33 @@ def fit(
         mesh=mesh,
     )
     placed = jax.device_put((data.images, data.labels), parallel.replicated(mesh))
-    key = jax.device_put(key, parallel.replicated(mesh))
-    weights = _step.weights_of(model)
-    objective_state = objective.init(key, *placed)
-    trainer = _Trainer(program, key, placed, validation, _Log(directory), directory)
+    keys = _Keys(*jax.device_put(jax.random.split(key, 4), parallel.replicated(mesh)))
+    objective_state = objective.init(keys.objective, *placed)
+    trainer = _Trainer(program, keys, placed, validation, _Log(directory), directory)
     trainer.meta = _meta(program, model, data, validation, key)
-    state = trainer.start(weights, objective_state)
+    state = trainer.start(_step.weights_of(model), objective_state)
     with _sigterm() as stopped:
         state = trainer.run(state, stopped, progress)
-    final = program.model(jax.tree.map(jax.numpy.copy, state.selected))
-    if getattr(model, "spec", None) is not None:
-        final.spec = model.spec  # pyright: ignore[reportAttributeAccessIssue]
+    # By way of the host: free of the training's devices, the model works together with anything.
+    final = program.model(jax.tree.map(jax.numpy.asarray, jax.device_get(state.selected)))
     return Run(final, tuple(trainer.log.lines), None if directory is None else Path(directory))
+
+
+class _Keys(NamedTuple):
+    """One stream of randomness for each purpose."""
+
+    objective: jax.Array
+    order: jax.Array
+    step: jax.Array
+    validation: jax.Array
 
 
 class _Trainer:
     """The loop's fixed parts."""
 
-    def __init__(self, program, key, placed, validation, log, directory):
+    def __init__(self, program, keys, placed, validation, log, directory):
         self.program: Program = program
-        self.key = key
+        self.keys: _Keys = keys
         self.images, self.labels = placed
         self.validation: Dataset | None = validation
         self.log: _Log = log
@@ -157,9 +169,11 @@ class _Trainer:
             for step in range(done, total):
                 if order is None or step % per_epoch == 0:
                     epoch = np.int32(step // per_epoch)
-                    order = _step.epoch_order(self.key, epoch, self.labels, program=self.program)
+                    order = _step.epoch_order(
+                        self.keys.order, epoch, self.labels, program=self.program
+                    )
                 state, metrics = _step.train_step(
-                    state, self.key, order, self.images, self.labels, program=self.program
+                    state, self.keys.step, order, self.images, self.labels, program=self.program
                 )
                 self.log.add(step + 1, metrics)
                 if (step + 1) % per_epoch == 0:
@@ -171,12 +185,15 @@ class _Trainer:
 
     def _end_epoch(self, state: TrainState, step: int) -> TrainState:
         epoch = step // self.program.steps_per_epoch
-        self.log.flush()
+        self._settle(state, step)
         model = self.program.model(state.current)
         refreshed = self.program.objective.refresh(model, self.images, self.labels, state.objective)
+        refreshed = parallel.copy_to(refreshed, parallel.replicated(self.program.mesh))
         state = dataclasses.replace(state, objective=refreshed)
         if self.validation is not None and state.best is not None:
-            scores = validation_scores(self.key, self.program, state.current, self.validation)
+            scores = validation_scores(
+                self.keys.validation, self.program, state.current, self.validation
+            )
             self.log.write({"step": step, "epoch": epoch, **scores})
             score = scores.get("validation_robust_accuracy", scores["validation_accuracy"])
             if score > float(state.best["score"]):
@@ -188,12 +205,20 @@ class _Trainer:
             self._save(state, step)
         return state
 
+    def _settle(self, state: TrainState, step: int) -> None:
+        """Writes the metrics that wait, and makes sure that no broken weights are kept."""
+        self.log.flush()
+        # The loss of a step comes before its update, which alone can overflow.
+        if not _step.is_finite(state.weights):
+            raise _diverged(step, "weights that are not finite", self.program.config)
+
     def _save(self, state: TrainState, step: int) -> None:
         if self.checkpoints is not None:
-            self.checkpoints.save(step, state, self.meta)
+            meta = self.meta | {"version": jaxclus.__version__}
+            self.checkpoints.save(step, state, meta)
 
     def _stop(self, state: TrainState, step: int) -> None:
-        self.log.flush()
+        self._settle(state, step)
         self._save(state, step)
         kept = "nothing is kept: no directory was given"
         if self.checkpoints is not None:
@@ -206,7 +231,7 @@ class _Log:
 
     def __init__(self, directory: Path | str | None):
         self.path = None if directory is None else Path(directory) / "metrics.jsonl"
-        self.lines: list[dict[str, float]] = []
+        self.lines: list[dict[str, int | float]] = []
         self._waiting: list[tuple[int, Any]] = []
 
     def keep_until(self, step: int) -> None:
@@ -214,7 +239,9 @@ class _Log:
         if self.path is None:
             return
         if self.path.exists():
-            lines = map(json.loads, self.path.read_text().splitlines())
+            # What follows the last line break was cut off when the run was killed.
+            whole = self.path.read_text().rpartition("\n")[0]
+            lines = map(json.loads, whole.splitlines())
             self.lines = [line for line in lines if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in self.lines)
         runs.write_atomic(self.path, text.encode())
@@ -242,10 +269,7 @@ class _Log:
         means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
         if not all(map(math.isfinite, means.values())):
             shown = ", ".join(f"{name} {value:g}" for name, value in means.items())
-            raise TrainingDiverged(
-                f"training diverged by step {step} ({shown}); lower `learning_rate`, now at most "
-                f"{self._program.config.learning_rate:g}"
-            )
+            raise _diverged(step, shown, self._program.config)
         self.write(
             {
                 "step": step,
@@ -258,11 +282,18 @@ class _Log:
         text = " ".join(f"{name} {value:.3f}" for name, value in means.items())
         self._advance(len(waiting) * self._program.config.batch_size, text)
 
-    def write(self, line: dict[str, float]) -> None:
+    def write(self, line: dict[str, int | float]) -> None:
         self.lines.append(line)
         if self.path is not None:
             with open(self.path, "a") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def _diverged(step: int, shown: str, config: TrainingConfig) -> TrainingDiverged:
+    return TrainingDiverged(
+        f"training diverged by step {step} ({shown}); lower `learning_rate`, now at most "
+        f"{config.learning_rate:g}"
+    )
 
 
 class _Clock:
@@ -329,3 +360,14 @@ def _check_data(name: str, data: Dataset, model: nnx.Module, least: int) -> None
             f"`{name}` must have at most the model's {spec.num_classes} classes, "
             f"got {data.num_classes}"
         )
+
+
+def _check_writable(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"`directory` must be one that can be written to, got {directory}: {error.strerror}"
+        ) from error

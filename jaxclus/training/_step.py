@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxclus import parallel
+from jaxclus import _pytree, parallel
 from jaxclus.data import Augmentation, to_float
 from jaxclus.threat import image_keys
 from jaxclus.training._config import TrainingConfig, optimizer
@@ -19,7 +19,7 @@ from jaxclus.training.objectives import Metrics, Objective, TrainingModel
 Weights = dict[str, Any]
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """All that changes during training; a pytree of arrays, saved as it is.
@@ -147,12 +147,12 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One step: batch, augmentation, objective, update.
 
-    All randomness is `fold_in(fold_in(key, step), number of the image)`, so that a resumed run
-    continues bit for bit and the device count does not matter.
+    All randomness comes from key, step and number of the image, so that a resumed run continues
+    bit for bit and the device count does not matter.
     """
     config, objective = program.config, program.objective
-    step_key = jax.random.fold_in(key, state.step)
-    index = objective.batch(step_key, state.step, state.objective, config.batch_size)
+    batch_key, step_key = jax.random.split(jax.random.fold_in(key, state.step))
+    index = objective.batch(batch_key, state.step, state.objective, config.batch_size)
     if index is None:
         start = state.step % program.steps_per_epoch * config.batch_size
         index = jax.lax.dynamic_slice(order, (start,), (config.batch_size,))
@@ -171,7 +171,7 @@ def train_step(
         return value, (metrics, nnx.to_pure_dict(nnx.state(train, nnx.BatchStat)))
 
     params = state.weights["params"]
-    grads, (metrics, stats) = jax.grad(loss, has_aux=True)(params)
+    (value, (metrics, stats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
     transform = optimizer(config, program.steps_per_epoch)
     updates, opt_state = transform.update(grads, state.opt_state, params)
     weights = {"params": optax.apply_updates(params, updates), "stats": stats}
@@ -181,4 +181,10 @@ def train_step(
     state = dataclasses.replace(
         state, step=state.step + 1, weights=weights, opt_state=opt_state, average=average
     )
-    return state, metrics
+    return state, metrics | {"loss": value}
+
+
+@jax.jit
+def is_finite(weights: Weights) -> jax.Array:
+    """Whether no weight or statistic is NaN or infinite."""
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(weights)]).all()

@@ -49,7 +49,12 @@ def export(
     named = _named(nnx.to_pure_dict(state))
     arrays = {name: jnp.asarray(leaf, dtype) for name, leaf in named.items()}
     record = {"version": jaxclus.__version__, "spec": spec.to_json()}
-    runs.write_atomic(path, save(arrays, metadata={_FORMAT: json.dumps(record)}))
+    try:
+        runs.write_atomic(path, save(arrays, metadata={_FORMAT: json.dumps(record)}))
+    except OSError as error:
+        raise OSError(
+            f"`path` must be one that can be written to, got {path}: {error.strerror}"
+        ) from error
     return path
 
 
@@ -119,7 +124,8 @@ def _filled(spec: ModelSpec, arrays: dict[str, Any], path: Path) -> Classifier:
     found = {name: np.shape(array) for name, array in arrays.items()}
     if wanted != found:
         wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
-        raise ValueError(f"`path` must hold the arrays of {spec.name}; {path} differs in {wrong}")
+        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise ValueError(f"`path` must hold the arrays of {spec.name}; {path} differs in {shown}")
     return nnx.merge(
         graph,
         jax.tree_util.tree_map_with_path(

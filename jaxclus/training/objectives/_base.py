@@ -54,7 +54,7 @@ class Objective(abc.ABC):
             state: the objective's state.
 
         Returns:
-            The loss, a scalar, and metrics, a dict of scalars.
+            The loss, a scalar, which is logged as "loss", and further metrics, a dict of scalars.
         """
 
     def init(self, key: jax.Array, images: jax.Array, labels: jax.Array) -> Any:
