@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Pairs = tuple[tuple[int, int], ...]
@@ -60,6 +61,8 @@ def conv_general_dilated(
     strides = tuple(window_strides)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
+    if rhs.shape[:2] == (1, 1) and not any(map(any, padding)):
+        lhs, strides = lhs[:, :: strides[0], :: strides[1]], (1, 1)
     return _conv(lhs, rhs, strides, tuple(map(tuple, padding)), precision)
 
 
@@ -87,18 +90,49 @@ def _conv_jvp(strides, padding, precision, primals, tangents):
 
 
 def _input_gradient(cotangent, kernel, size, strides, padding, precision):
-    """Transpose of the convolution in its input: [b, h', w', o] -> [b, h, w, i]."""
-    window = kernel.shape[:2]
-    pads = []
-    axes = zip(size, window, strides, padding, cotangent.shape[1:3], strict=True)
-    for n, k, s, (low, _), m in axes:
-        before = k - 1 - low
-        pads.append((before, n + k - 1 - ((m - 1) * s + 1) - before))
-    flipped = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2))
-    return lax.conv_general_dilated(
-        cotangent, flipped, (1, 1), pads, lhs_dilation=strides, dimension_numbers=_NHWC,
+    """Transpose of the convolution in its input: [b, h', w', o] -> [b, h, w, i].
+
+    The gradient at pixel q * stride + phase takes the cotangents at q + offset, each with one tap
+    of the kernel. So one convolution of stride 1, with an output channel for each phase and input
+    channel, gives it all. (Spacing the cotangent out with zeros, as the textbook has it, costs
+    stride^2 times the multiplications.)
+    """
+    axes = [
+        _taps(k, s, low) for k, s, (low, _) in zip(kernel.shape[:2], strides, padding, strict=True)
+    ]
+    (rows, _), (cols, _) = axes
+    (sh, sw), (i, o) = strides, kernel.shape[2:]
+    padded = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))  # the last tap is the missing one
+    taps = padded[rows[:, :, None, None], cols[None, None]]  # [offset, phase, offset, phase, i, o]
+    taps = taps.transpose(0, 2, 5, 1, 3, 4).reshape(len(rows), len(cols), o, sh * sw * i)
+    pads, count = [], [-(-n // s) for n, s in zip(size, strides, strict=True)]
+    for (table, first), m, q in zip(axes, cotangent.shape[1:3], count, strict=True):
+        pads.append((-first, q - m + first + len(table) - 1))
+    out = lax.conv_general_dilated(
+        cotangent, lax.optimization_barrier(taps), (1, 1), pads, dimension_numbers=_NHWC,
         precision=precision,
     )  # fmt: skip
+    out = out.reshape(-1, *count, sh, sw, i).transpose(0, 1, 3, 2, 4, 5)
+    return out.reshape(-1, count[0] * sh, count[1] * sw, i)[:, : size[0], : size[1]]
+
+
+def _taps(window: int, stride: int, low: int) -> tuple[np.ndarray, int]:
+    """Which tap of the kernel meets which cotangent, along one axis.
+
+    Returns:
+        The tap [offset, phase], `window` where there is none, and the first offset.
+    """
+    places = {
+        ((phase + low - tap) // stride, phase): tap
+        for phase in range(stride)
+        for tap in range(window)
+        if (phase + low - tap) % stride == 0
+    }
+    first, last = min(places)[0], max(places)[0]
+    table = np.full((last - first + 1, stride), window)
+    for (offset, phase), tap in places.items():
+        table[offset - first, phase] = tap
+    return table, first
 
 
 def max_pool(
