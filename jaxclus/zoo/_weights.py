@@ -1,6 +1,7 @@
 """Models in and out of files: `export` to one safetensors file, `load` from it or from a run."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,7 +90,7 @@ def _load_file(path: Path) -> Classifier:
         raise ValueError(f"`path` must be a safetensors file, got {path}: {error}") from error
     if record is None:
         raise ValueError(f"`path` must be a file that jc.export wrote, got {path}")
-    return _filled(ModelSpec.from_json(json.loads(record)["spec"]), arrays, path)
+    return _filled(_spec(lambda: json.loads(record)["spec"], path), arrays, path)
 
 
 def _load_run(path: Path) -> Classifier:
@@ -104,7 +105,18 @@ def _load_run(path: Path) -> Classifier:
     best = state["best"] or {"weights": None}
     weights = best["weights"] or state["average"] or state["weights"]
     arrays = _named(weights["params"]) | _named(weights["stats"])
-    return _filled(ModelSpec.from_json(meta["model"]), arrays, path)
+    return _filled(_spec(lambda: meta["model"], path), arrays, path)
+
+
+def _spec(read: Callable[[], Any], path: Path) -> ModelSpec:
+    """The model's record; raises if a newer version wrote it, or something else."""
+    try:
+        return ModelSpec.from_json(read())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"`path` must hold a model that jaxclus {jaxclus.__version__} knows, got {path}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
 
 
 def _name(path: Any) -> str:

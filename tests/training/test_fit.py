@@ -3,6 +3,7 @@ import signal
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from training_problems import (
@@ -317,6 +318,8 @@ def test_progress_goes_to_stderr(capfd):
             r"`batch_size` must be a multiple .* 8, got 12",
         ),
         ({"config": TrainingConfig(batch_size=64)}, "`data` must hold at least one batch of 64"),
+        ({"data": np.zeros((32, 8, 8, 1))}, "`data` must be a jc.data.Dataset, got ndarray"),
+        ({"validation": 0.1}, "`validation` must be a jc.data.Dataset, got float"),
         ({"devices": []}, "`devices` must name at least one"),
         (
             {"data": one_image_per_label(32)},
@@ -328,7 +331,9 @@ def test_progress_goes_to_stderr(capfd):
         ),
     ],
 )
-def test_bad_input(changes, message):
+def test_bad_input(changes, message, monkeypatch):
+    # In the tests annotations are checked before our own checks.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     images = np.zeros((32, 8, 8, 1), np.uint8)
     arguments = {
         "key": jax.random.key(0),
