@@ -115,11 +115,12 @@ def test_l1_optimum_of_several_pixels(attack):
     assert np.all(rise >= 0.98 * possible)
 
 
-@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.3), L1(0.5)], ids=lambda t: t.name)
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.3), L1(0.2)], ids=lambda t: t.name)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_perturb_is_the_last_iterate(name, threat):
     """A loop written out here, with the known gradient; verdicts do not matter."""
-    (x, y), (model, w) = images(), linear(bias=0.0)
+    # L1 away from the box: whether a pixel stands at its edge is a question of the last bit.
+    (x, y), (model, w) = images(*((0.3, 0.7) if threat.name == "l1" else (0, 1))), linear(bias=0.0)
     y = y.at[::2].set(1)  # some images are misclassified from the start
     assert 0 < np.sum(np.argmax(model(x), axis=1) != y) < len(x)
     attack = ATTACKS[name](threat, loss="margin")
