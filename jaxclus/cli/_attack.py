@@ -45,7 +45,7 @@ class Attack:
     num_images: int | None = None
     """Attack the first so many images; default all."""
     examples: int = 8
-    """Adversarial images to keep for the report, at the largest radius at most the training's."""
+    """Adversarial images to keep for the report, at the middle radius."""
     seed: int = 0
     """Seed of the attack's randomness."""
     output: Path | None = None
@@ -54,15 +54,14 @@ class Attack:
     def run(self) -> None:
         """Attacks, prints a table, and writes attacks/NAME.json and .npz."""
         directory = artefacts(self.run_path, self.output) / "attacks"
-        balls = [threat.create(self.norm, eps) for eps in self.eps]
-        adversaries = [self._adversary(ball) for ball in balls]
+        attack = self._adversary(threat.create(self.norm, self.eps[0]))
         model = zoo.load(self.run_path)
         images = dataset_of(self.run_path, self.dataset, self.split, self.num_images)
         key = jax.random.key(self.seed)
-        found = [evaluation.robustness(key, model, attack, images) for attack in adversaries]
+        found = evaluation.robustness_curve(key, model, attack, images, self.eps)
         path = directory / f"{self.attack}-{self.norm}.json"
         runs.write_json(path, self._record(found, images))
-        middle = adversaries[(len(adversaries) - 1) // 2]
+        middle = found[(len(found) - 1) // 2].attack
         runs.write_atomic(path.with_suffix(".npz"), self._examples(key, model, middle, images))
         print(
             f"clean accuracy {found[0].clean_accuracy:.4f} on {len(images)} images of {images.name}"

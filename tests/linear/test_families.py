@@ -1,0 +1,46 @@
+"""Every model family becomes affine, with and without BatchNorm."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxclus as jc
+
+FAMILIES = {
+    "cnn": {"widths": (4, 8), "hidden": 8},
+    "resnet8": {"width": 4},
+    "resnet20": {"width": 4},
+    "resnet18": {"width": 4, "blocks": (1, 1, 1)},
+    "resnet34": {"width": 4, "blocks": (1, 2), "stem": "imagenet"},
+    "resnet50": {"width": 4, "blocks": (1, 1), "stem": "imagenet", "activation": "gelu"},
+    "preact_resnet18": {"width": 4, "blocks": (1, 1)},
+    "wide_resnet_10_1": {"activation": "silu"},
+}
+
+
+def test_the_table_names_every_family():
+    assert {name.replace("10_1", "DEPTH_WIDTH") for name in FAMILIES} == set(jc.models.names())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("batch_norm", [True, False], ids=["with norm", "without norm"])
+def test_linear_network_is_w_x_plus_b(name, batch_norm):
+    shape = (16, 16, 3)
+    model = jc.models.create(name, 5, shape, jax.random.key(0), mean=(0.5,) * 3, **FAMILIES[name])
+    keys = iter(jax.random.split(jax.random.key(1), 200))
+    for _, layer in nnx.iter_graph(model):
+        if isinstance(layer, nnx.BatchNorm):  # as after training: far from the identity
+            size = layer.mean.shape
+            layer.mean[...] = 0.1 * jax.random.normal(next(keys), size)
+            layer.var[...] = jax.random.uniform(next(keys), size, minval=0.5, maxval=2.0)
+            layer.bias[...] = 0.1 * jax.random.normal(next(keys), size)
+    linear = jc.linearize(model if batch_norm else jc.models.without_batch_norm(model))
+    weight, bias = jc.implicit_weight(linear, shape)
+    assert weight.shape == (5, *shape) and bias.shape == (5,)
+    x = jax.random.uniform(jax.random.key(2), (8, *shape))
+    wanted = np.asarray(jax.jit(linear)(x))
+    found = jnp.tensordot(x, weight, axes=((1, 2, 3), (1, 2, 3))) + bias[None]
+    assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    assert np.abs(wanted - np.asarray(model(x))).max() > 1e-3, "nothing was taken out"
