@@ -196,8 +196,9 @@ class _Trainer:
             )
             self.log.write({"step": step, "epoch": epoch, **scores})
             score = scores.get("validation_robust_accuracy", scores["validation_accuracy"])
-            if score > float(state.best["score"]):
-                best = {"score": jax.numpy.array(score), "weights": state.current}
+            score = np.float32(score)  # as it is kept: of equal scores the first must win
+            if score > state.best["score"]:
+                best = {"score": score, "weights": state.current}
                 best = parallel.copy_to(best, parallel.replicated(self.program.mesh))
                 state = dataclasses.replace(state, best=best)
         last = epoch == self.program.config.epochs

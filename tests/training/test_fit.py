@@ -189,7 +189,8 @@ def test_metrics_are_means_over_log_every_steps():
 def test_the_best_weights_on_validation_are_returned(ema_decay, digits, monkeypatch):
     train, held_out = digits.take(200).holdout(jax.random.key(0), 0.2)
     config = TrainingConfig(epochs=4, batch_size=16, learning_rate=0.05, ema_decay=ema_decay)
-    scores, judged = iter([0.3, 0.8, 0.5, 0.8]), []
+    # Equal scores: the first one wins, also where float32 rounds it down, as 0.9.
+    scores, judged = iter([0.3, 0.9, 0.5, 0.9]), []
 
     def score(key, program, weights, data):
         assert data is held_out
@@ -206,7 +207,7 @@ def test_the_best_weights_on_validation_are_returned(ema_decay, digits, monkeypa
         np.testing.assert_array_equal(mine, best)
         assert (np.asarray(mine) != last).any()
     logged = [line for line in run.history if "validation_accuracy" in line]
-    assert [line["validation_accuracy"] for line in logged] == [0.3, 0.8, 0.5, 0.8]
+    assert [line["validation_accuracy"] for line in logged] == [0.3, 0.9, 0.5, 0.9]
     assert [line["epoch"] for line in logged] == [1, 2, 3, 4]
 
 
@@ -233,6 +234,27 @@ def test_validation_scores_are_those_of_the_evaluation(digits):
     x_adv = attack.perturb(keys, run.model, jnp.asarray(x), jnp.asarray(held_out.labels))
     right = np.asarray(run.model(x_adv)).argmax(axis=1) == held_out.labels
     assert best["validation_robust_accuracy"] == pytest.approx(right.mean())
+
+
+def test_padding_of_the_last_validation_batch_does_not_count():
+    # 5 images, each of one bright pixel, and a memory of them that is always right.
+    images = np.zeros((5, 4, 4, 1), np.uint8)
+    images.reshape(5, 16)[np.arange(5), np.arange(5)] = 255
+    data = jc.data.Dataset(images, np.arange(5))
+    model = Memory(data)
+    model.seen[...] = jnp.asarray(images, jnp.float32)
+    config = dataclasses.replace(PLAIN_SGD, batch_size=4, learning_rate=1e-3)
+    run = fit(
+        jax.random.key(0), model, data, Memorise(), config, validation=data, devices=ONE,
+        progress=False,
+    )  # fmt: skip
+    assert run.history[-1]["validation_accuracy"] == 1.0
+    wrong = dataclasses.replace(data, labels=np.array([0, 1, 2, 3, 0]))
+    run = fit(
+        jax.random.key(0), model, data, Memorise(), config, validation=wrong, devices=ONE,
+        progress=False,
+    )  # fmt: skip
+    assert run.history[-1]["validation_accuracy"] == 0.8
 
 
 def test_bfloat16_trains_and_returns_float32(digits, standard_run):
