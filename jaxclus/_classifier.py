@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxclus import _compile
+
 Classifier = Callable[[jax.Array], jax.Array]
 
 
@@ -27,12 +29,12 @@ def jit_over_model(
     callable is part of the program, which is traced anew for every binding: weights that a closure
     or a bound method hides can change between two calls, and old code would act on the old ones.
     """
-    shared = jax.jit(fn, static_argnames=static_argnames)
+    shared = _compile.jit(fn, static_argnames=static_argnames)
 
     def bind(model: Classifier) -> Callable[..., Any]:
         if is_pytree(model):
             return partial(shared, model)
-        return jax.jit(partial(fn, model), static_argnames=static_argnames)
+        return _compile.jit(partial(fn, model), static_argnames=static_argnames)
 
     return bind
 

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxclus import _pytree, parallel
+from jaxclus import _compile, _pytree, parallel
 from jaxclus.data import Augmentation, to_float
 from jaxclus.threat import image_keys
 from jaxclus.training._config import TrainingConfig, optimizer
@@ -135,7 +135,7 @@ def epoch_order(key: jax.Array, epoch: jax.Array, labels: jax.Array, *, program:
     return jax.lax.with_sharding_constraint(order, parallel.replicated(program.mesh))
 
 
-@partial(jax.jit, static_argnames=("program",), donate_argnames=("state",))
+@partial(_compile.jit, static_argnames=("program",), donate_argnames=("state",))
 def train_step(
     state: TrainState,
     key: jax.Array,

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclus import metrics, parallel
+from jaxclus import _compile, metrics, parallel
 from jaxclus.data import Dataset, to_float
 from jaxclus.threat import image_keys
 from jaxclus.training._step import Program, Weights
 
 
-@partial(jax.jit, static_argnames=("program",))
+@partial(_compile.jit, static_argnames=("program",))
 def _counts(weights, key, images, labels, index, valid, *, program: Program):
     model = program.model(weights)
     x = to_float(images)

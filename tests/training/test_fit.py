@@ -87,7 +87,7 @@ def test_the_given_model_is_left_as_it_is(digits):
 def test_weights_depend_on_key_and_initial_weights_and_nothing_is_compiled_anew(
     digits, standard_run
 ):
-    compiled = _step.train_step._cache_size()
+    compiled = _step.train_step.outermost._cache_size()
 
     def train(key, model_key):
         model = small_cnn(model_key, widths=(8, 16), hidden=32)
@@ -99,7 +99,7 @@ def test_weights_depend_on_key_and_initial_weights_and_nothing_is_compiled_anew(
     kernels.append(np.asarray(standard_run.model.head.kernel[...]))
     for i, one in enumerate(kernels):
         assert all((one != other).any() for other in kernels[:i])
-    assert _step.train_step._cache_size() == compiled
+    assert _step.train_step.outermost._cache_size() == compiled
 
 
 def test_a_trained_model_trains_on_on_other_devices(digits, standard_run):

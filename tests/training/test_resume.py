@@ -270,6 +270,6 @@ def test_an_objective_finds_its_state_again(tmp_path):
 
 def test_a_refreshed_state_compiles_nothing_new():
     _count(None)
-    compiled = _fit._step.train_step._cache_size()
+    compiled = _fit._step.train_step.outermost._cache_size()
     _count(None)
-    assert _fit._step.train_step._cache_size() == compiled
+    assert _fit._step.train_step.outermost._cache_size() == compiled
