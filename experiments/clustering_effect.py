@@ -54,7 +54,7 @@ class Setting:
 
 SETTINGS = {
     "fashion_mnist": Setting("cnn", 0.1, seeds=6, epochs=5),
-    "cifar10": Setting("resnet8", 8 / 255, seeds=6, epochs=3, attack_steps=4),
+    "cifar10": Setting("resnet8", 8 / 255, seeds=6, epochs=2, attack_steps=3),
     "cifar10 on an accelerator": Setting("resnet18", 8 / 255, seeds=3, epochs=30, attack_steps=10),
     "digits": Setting("cnn", 0.2, seeds=6, epochs=30, batch_size=64, learning_rate=0.05),
 }
