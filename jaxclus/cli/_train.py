@@ -92,10 +92,14 @@ class Train:
             train, held_out = train.holdout(split, self.validation)
         model = models.create(self.model, train.num_classes, train.input_shape, init)
         objective = self.objective()
-        runs.write_json(directory / "config.json", self._record(train, model, objective, seed))
+        record = self._record(train, model, objective, seed)
+        # A run that was made with other settings is refused below, and keeps its record.
+        if not (directory / "config.json").exists():
+            runs.write_json(directory / "config.json", record)
         run = training.fit(
             fit, model, train, objective, self.training, validation=held_out, directory=directory
         )
+        runs.write_json(directory / "config.json", record)
         last = next(line for line in reversed(run.history) if "loss" in line)
         shown = [f"training loss {last['loss']:.3f}", f"training accuracy {last['accuracy']:.3f}"]
         if held_out is not None:

@@ -3,7 +3,8 @@
 from jaxclus.training import objectives
 from jaxclus.training._checkpoint import Checkpoints, CorruptCheckpointError
 from jaxclus.training._config import TrainingConfig
-from jaxclus.training._fit import Preempted, Run, TrainingDiverged, fit
+from jaxclus.training._fit import Preempted, Run, fit
+from jaxclus.training._log import TrainingDiverged
 
 __all__ = [
     "Checkpoints",

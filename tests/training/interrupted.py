@@ -34,14 +34,14 @@ def train(directory=None, **changes):
 
 def _at_step(wanted, act):
     """Does something once the metrics of a step are written."""
-    write = _fit._Log.write
+    write = _fit.Log.write
 
     def write_and_act(log, line):
         write(log, line)
         if line["step"] == wanted:
             act(log)
 
-    _fit._Log.write = write_and_act
+    _fit.Log.write = write_and_act
 
 
 def _wait_for_the_kill(log):

@@ -122,7 +122,7 @@ def test_only_damaged_checkpoints(tmp_path):
 
 def _stop_after(directory, step):
     """Breaks the run off once a step's metrics are written, as Ctrl-C does."""
-    write = _fit._Log.write
+    write = _fit.Log.write
 
     def write_and_break(log, line):
         write(log, line)
@@ -130,7 +130,7 @@ def _stop_after(directory, step):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(_fit._Log, "write", write_and_break)
+        patched.setattr(_fit.Log, "write", write_and_break)
         interrupted.train(directory)
 
 
@@ -251,7 +251,7 @@ def test_an_objective_keeps_its_state(tmp_path):
 
 
 def test_an_objective_finds_its_state_again(tmp_path):
-    whole, write = _count(tmp_path / "whole"), _fit._Log.write
+    whole, write = _count(tmp_path / "whole"), _fit.Log.write
 
     def write_and_break(log, line):
         write(log, line)
@@ -259,7 +259,7 @@ def test_an_objective_finds_its_state_again(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(_fit._Log, "write", write_and_break)
+        patched.setattr(_fit.Log, "write", write_and_break)
         _count(tmp_path / "broken")
     assert sealed(tmp_path / "broken") == [2]
     run = _count(tmp_path / "broken")
