@@ -6,8 +6,8 @@
 Needs torch (`pip install "jaxclus[bench]"`). On a CPU the peer is eager PyTorch in the
 channels-last layout; on a GPU it is eager float32 in channels-last, bfloat16 autocast, and
 `torch.compile`. Both sides take 10 gradient steps and return the last iterate; `jaxclus run` also
-gives the verdicts of `PGD.run` (three more forward passes and the bookkeeping). The sides take
-turns, and the median of the rounds counts.
+gives the verdicts of `PGD.run` (three more forward passes and the bookkeeping); `jax.jit` is the
+same program without the settings of `jc.jit`. The sides take turns; the median round counts.
 
 Work per image: 10 forward and 10 input-gradient passes of 0.56 GMAC each, 22.3 GFLOP.
 """
@@ -106,10 +106,12 @@ class Benchmark:
         attack = jc.attacks.PGD(jc.Linf(EPS), steps=STEPS)
         key = jax.random.key(self.seed)
         keys = image_keys(key, jnp.arange(self.batch_size))
-        perturb = jax.jit(lambda model, attack, x: attack.perturb(keys, model, x, y))
+        perturb = jc.jit(lambda model, attack, x: attack.perturb(keys, model, x, y))
         half = dataclasses.replace(model.spec, dtype="bfloat16").build(key)
+        plain = jax.jit(lambda model, attack, x: attack.perturb(keys, model, x, y))
         sides = {
             "jaxclus": lambda: perturb(model, attack, x).block_until_ready(),
+            "jaxclus, jax.jit": lambda: plain(model, attack, x).block_until_ready(),
             "jaxclus run (verdicts)": lambda: attack.run(
                 key, model, x, y
             ).x_adv.block_until_ready(),

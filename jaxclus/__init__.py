@@ -19,6 +19,7 @@ from jaxclus import (
     training,
     zoo,
 )
+from jaxclus._compile import jit
 from jaxclus.linear import implicit_weight, linearize
 from jaxclus.threat import L1, L2, Linf
 from jaxclus.zoo import export, load
@@ -33,6 +34,7 @@ __all__ = [
     "evaluation",
     "export",
     "implicit_weight",
+    "jit",
     "linear",
     "linearize",
     "load",
