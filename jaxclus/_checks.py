@@ -92,7 +92,8 @@ def images(name: str, value: Any) -> jax.Array:
     if not value.size:
         raise ValueError(f"`{name}` must hold at least one image, got the shape {value.shape}")
     if is_concrete(value):
-        low, high = float(value.min()), float(value.max())
+        with jax.ensure_compile_time_eval():  # else, within jit, constants' extremes are tracers
+            low, high = float(value.min()), float(value.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"`{name}` must be finite and in [0, 1], but holds NaN or infinity")
         if low < 0 or high > 1:
@@ -111,7 +112,8 @@ def integers(name: str, value: Any, length: int, below: int = 2**31) -> jax.Arra
             f"`{name}` must have the shape ({length},), one entry for each image, got {value.shape}"
         )
     if is_concrete(value) and value.size:
-        low, high = int(value.min()), int(value.max())
+        with jax.ensure_compile_time_eval():
+            low, high = int(value.min()), int(value.max())
         if low < 0 or high >= below:
             raise ValueError(f"`{name}` must be {allowed}, got values from {low} to {high}")
     return jnp.asarray(value, jnp.int32)

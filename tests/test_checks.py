@@ -131,6 +131,14 @@ def test_bad_images(name):
     refuses(error, "^" + re.escape(message), _checks.images, "x", value)
 
 
+def test_constants_inside_jit_are_checked_like_all_values():
+    x, y = jnp.asarray(IMAGES), jnp.array([0, 2])
+    total = jax.jit(lambda s: s * _checks.images("x", x).sum() + _checks.integers("y", y, 2).sum())
+    assert total(2.0) == 26.0
+    bad = x + 1
+    refuses(ValueError, "`x` must be in", jax.jit(lambda s: s * _checks.images("x", bad)), 2.0)
+
+
 def test_images_inside_a_transformation():
     jax.jit(lambda x: _checks.images("x", x))(jnp.full((1, 2, 2, 1), 7.0))
     with pytest.raises(ValueError, match="must have the shape"):
