@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -59,8 +60,16 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **versions},
         "hardware": f"{len(devices)} x {kind}, {os.cpu_count()} CPU cores",
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
     }
+
+
+def _command() -> str:
+    """The command of this process, to be typed as it is: a script, or `python -m MODULE`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = None if spec is None else spec.name.removesuffix(".__main__")
+    program = [Path(sys.argv[0]).name] if module is None else ["python", "-m", module]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def _cpu() -> str:

@@ -1,3 +1,4 @@
+import importlib.machinery
 import json
 import math
 import os
@@ -72,6 +73,7 @@ def test_write_json_refuses_what_is_not_json(tmp_path, number):
 
 def test_environment_names_versions_hardware_and_command(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/jaxclus", "train", "--epochs", "3"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None, raising=False)
     found = runs.environment()
     json.dumps(found, allow_nan=False)
     assert found["command"] == "jaxclus train --epochs 3"
@@ -81,6 +83,15 @@ def test_environment_names_versions_hardware_and_command(monkeypatch):
     count, kind = found["hardware"].split(" x ")
     assert int(count) == len(jax.devices())
     assert kind.endswith(f", {os.cpu_count()} CPU cores")
+
+
+@pytest.mark.parametrize("module", ["benchmarks.pgd", "benchmarks.pgd.__main__"])
+def test_the_command_can_be_typed_as_it_is(monkeypatch, module):
+    monkeypatch.setattr(sys, "argv", ["/x/benchmarks/pgd.py", "--output", "my results"])
+    spec = importlib.machinery.ModuleSpec(module, None)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec, raising=False)
+    command = runs.environment()["command"]
+    assert command == "python -m benchmarks.pgd --output 'my results'"
 
 
 def test_no_progress_prints_nothing(capfd):
