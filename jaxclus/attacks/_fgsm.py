@@ -14,6 +14,7 @@ class FGSM(GradientAscent):
     """One step of length eps along the steepest ascent of the loss, from the clean image.
 
     x_adv = project(x + eps * step(grad_x loss(x, y))); in the Linf norm, step is the sign.
+    `run` keeps x where the step lowers the loss without breaking the prediction; `perturb` moves.
 
     Attributes:
         threat: the threat model.

@@ -16,6 +16,8 @@ class MIFGSM(GradientAscent):
     """Gradient ascent along an accumulated direction, from the clean image.
 
     g_{t+1} = decay * g_t + grad / |grad|_1, x_{t+1} = project(x_t + (eps / steps) * step(g_{t+1})).
+    `run` keeps each image's first success over all iterates, else the iterate of highest loss;
+    `perturb` returns the last iterate.
 
     Attributes:
         threat: the threat model.

@@ -13,7 +13,8 @@ from jaxclus.attacks._ascent import GradientAscent
 class PGD(GradientAscent):
     """Projected gradient ascent of the loss from random points of the ball.
 
-    x_0 uniform in ball and box, x_{t+1} = project(x_t + step_size * step(grad_x loss(x_t, y))).
+    x_0 uniform in the ball, then projected onto ball and box;
+    x_{t+1} = project(x_t + step_size * step(grad_x loss(x_t, y))).
     `run` keeps each image's first success over all iterates and restarts, else the iterate of
     highest loss; `perturb` returns the last iterate of one run.
 
