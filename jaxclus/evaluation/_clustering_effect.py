@@ -148,10 +148,11 @@ def _variant(model: models.Classifier, x: jax.Array, data: Dataset) -> LinearVar
 def _logits(model: models.Classifier, data: Dataset, batch: int = 100) -> np.ndarray:
     predict = _classifier.logits(model)
     index = np.arange(-(-len(data) // batch) * batch) % len(data)  # padded: one compiled shape
-    parts = [
-        np.asarray(predict(to_float(data.images[index[start : start + batch]])))
-        for start in range(0, len(index), batch)
-    ]
+    with jax.default_matmul_precision("highest"):
+        parts = [
+            np.asarray(predict(to_float(data.images[index[start : start + batch]])))
+            for start in range(0, len(index), batch)
+        ]
     return np.concatenate(parts)[: len(data)]
 
 

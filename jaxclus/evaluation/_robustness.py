@@ -58,7 +58,10 @@ class Robustness:
         return float(self.robust.mean())
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values, the verdicts as strings of 0 and 1."""
+        """All of it as JSON values, the verdicts as strings of 0 and 1.
+
+        "images_per_second" counts the images that were attacked, those that `clean` holds.
+        """
         return {
             "attack": describe(self.attack),
             "norm": self.attack.threat.name,
@@ -72,7 +75,7 @@ class Robustness:
             "largest_norm": float(self.norms.max()),
             "range": [self.low, self.high],
             "seconds": round(self.seconds, 3),
-            "images_per_second": round(len(self.clean) / self.seconds, 1),
+            "images_per_second": round(int(self.clean.sum()) / self.seconds, 1),
             "clean": "".join(map(str, self.clean.astype(int))),
             "robust": "".join(map(str, self.robust.astype(int))),
         }
