@@ -12,7 +12,10 @@ from jaxclus.runs import read_json
 
 def _number(words: list[str]) -> float:
     """A decimal or a fraction: "0.1" or "8/255"."""
-    return float(fractions.Fraction(words[0]))
+    try:
+        return float(fractions.Fraction(words[0]))
+    except ZeroDivisionError as error:
+        raise ValueError(f"{words[0]} divides by zero") from error
 
 
 #: A number that may be written as a fraction, as radii on the pixel scale are.

@@ -53,6 +53,8 @@ class Attack:
 
     def run(self) -> None:
         """Attacks, prints a table, and writes attacks/NAME.json and .npz."""
+        if not self.eps:
+            raise ValueError("`eps` must hold at least one radius, as --eps 4/255 8/255, got none")
         directory = artefacts(self.run_path, self.output) / "attacks"
         attack = self._adversary(threat.create(self.norm, self.eps[0]))
         model = zoo.load(self.run_path)
@@ -99,14 +101,16 @@ class Attack:
         x = to_float(few.images)
         x_adv = attack(key, model, x, few.labels)
         predict = _classifier.logits(model)
+        with jax.default_matmul_precision("highest"):  # as in the verdicts
+            before, after = predict(x).argmax(axis=1), predict(x_adv).argmax(axis=1)
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
             images=np.asarray(x),
             adversarial=np.asarray(x_adv),
             labels=few.labels,
-            predictions=np.asarray(predict(x).argmax(axis=1)),
-            adversarial_predictions=np.asarray(predict(x_adv).argmax(axis=1)),
+            predictions=np.asarray(before),
+            adversarial_predictions=np.asarray(after),
             eps=np.float32(attack.threat.eps),
         )
         return buffer.getvalue()

@@ -65,7 +65,9 @@ def _keep_compiled_code() -> None:
     """Compiled programs outlive the process, apart for each machine type and version of JAX."""
     if not jax.config.values["jax_compilation_cache_dir"]:
         cache = Path(os.environ.get("JAXCLUS_CACHE", Path.home() / ".cache" / "jaxclus"))
-        kind = f"{platform.machine()}-{jax.__version__}-{jax.default_backend()}-{_cpu_flags()}"
+        # Not by backend: asking for it starts it, too early for the XLA_FLAGS that a command sets.
+        # JAX's own keys tell backends apart.
+        kind = f"{platform.machine()}-{jax.__version__}-{_cpu_flags()}"
         jax.config.update("jax_compilation_cache_dir", str(cache / "xla" / kind))
 
 

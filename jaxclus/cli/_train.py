@@ -59,6 +59,8 @@ class Train:
 
     def run(self) -> None:
         """Trains one run for each seed; they share one compiled program."""
+        if not self.seeds:
+            raise ValueError("`seeds` must hold at least one seed, as --seeds 0 1 2, got none")
         if self.deterministic:
             flags = os.environ.get("XLA_FLAGS", "")
             os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
@@ -103,9 +105,12 @@ class Train:
         last = next(line for line in reversed(run.history) if "loss" in line)
         shown = [f"training loss {last['loss']:.3f}", f"training accuracy {last['accuracy']:.3f}"]
         if held_out is not None:
-            scores = next(line for line in reversed(run.history) if "validation_accuracy" in line)
-            names = ("validation_accuracy", "validation_robust_accuracy")
-            shown += [f"{n.replace('_', ' ')} {scores[n]:.3f}" for n in names if n in scores]
+            names = ("validation_robust_accuracy", "validation_accuracy")
+            lines = [line for line in run.history if names[1] in line]
+            # The first of the best: the epoch whose weights `fit` returns.
+            best = max(lines, key=lambda line: next(line[n] for n in names if n in line))
+            shown.append(f"best epoch {best['epoch']}")
+            shown += [f"{n.replace('_', ' ')} {best[n]:.3f}" for n in names[::-1] if n in best]
         return ", ".join(shown)
 
     def _record(

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -132,6 +134,15 @@ def test_help_shows_examples(command, capsys):
     assert f"jaxclus {command}" in capsys.readouterr().out.split("Try:")[1]
 
 
+def test_preparing_jax_leaves_the_backend_to_the_command():
+    """What `--deterministic` puts into XLA_FLAGS counts only before the backend starts."""
+    code = (
+        "import jax; from jaxclus.cli import _main; _main._keep_compiled_code();"
+        "jax.config.update('jax_num_cpu_devices', 3); assert jax.device_count('cpu') == 3"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def no_traceback(capsys) -> str:
     """The one line of an error."""
     found = capsys.readouterr()
@@ -149,10 +160,12 @@ def no_traceback(capsys) -> str:
         (["train", "digits", "--model", "resnet9"], "resnet18"),
         (["train", "digits", "--batch-size", "100000"], "`data`"),
         (["train", "digits", "--num-images", "100000"], "`n`"),
+        (["train", "digits", "--seeds"], "`seeds`"),
         (["train", "no_such_set"], "no_such_set"),
         (["data", "info", "no_such_set"], "no_such_set"),
         (["train", "cifar10"], "jaxclus data prepare cifar10"),
         (["attack", "no/such/run", "--eps", "0.1"], "no/such/run"),
+        (["attack", "no/such/run", "--eps"], "`eps`"),
         (["linearize", "no/such/run"], "no/such/run"),
         (["report", "no/such/run"], "no/such/run"),
     ],
@@ -173,7 +186,10 @@ def test_an_unwritable_output_is_one_line(runs, capsys, tmp_path):
     assert "file" in no_traceback(capsys)
 
 
-@pytest.mark.parametrize("words", [["train"], ["nonsense"], ["attack", "x", "--eps", "one"]])
+@pytest.mark.parametrize(
+    "words",
+    [["train"], ["nonsense"], ["attack", "x", "--eps", "one"], ["attack", "x", "--eps", "8/0"]],
+)
 def test_a_command_line_that_cannot_be_parsed_exits_with_2(words):
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
