@@ -183,13 +183,12 @@ def _feature_card(context: Context, run: Run, as_published: bool = False) -> Mar
     order = orders[0] if orders else None
     plot = _charts.heat_map(matrix, linear.class_names, colours, order, signed=False)
     title = "F as published" if as_published else "F"
-    images = "" if linear.num_images is None else f"{linear.num_images:,} images. "
     return context.draw(
         f"run{context.number(run)}-features{'-as-published' if as_published else ''}",
         plot,
         f"{title} of {run.label}",
         context.header(run, title),
-        images + ("" if as_published else _brief(linear.feature_score)),
+        "" if as_published or linear.num_images is None else f"{linear.num_images:,} images",
     )
 
 

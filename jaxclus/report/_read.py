@@ -83,7 +83,6 @@ class Linear:
     group_of: tuple[str | None, ...]
     num_images: int | None
     variants: Mapping[str, Variant]
-    feature_score: Mapping[str, Any] | None
     feature_distance: np.ndarray | None
     feature_distance_as_published: np.ndarray | None
     filters: Mapping[str, np.ndarray]
@@ -333,7 +332,6 @@ def _read_linear(directory: Path) -> Linear | None:
             )
             for name, variant in _field(path, record, "variants", dict).items()
         },
-        feature_score=record.get("feature_distance"),
         feature_distance=optional("feature_distance", k, k),
         feature_distance_as_published=optional("feature_distance_as_published", k, k),
         filters={

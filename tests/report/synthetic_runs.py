@@ -166,7 +166,6 @@ def _write_linear(directory, rng, class_names, groups, shape, strength) -> None:
         "groups": groups,
         "num_images": 2000,
         "variants": variants,
-        "feature_distance": _score(-distance, group, groups),
     }
     (directory / "linear.json").write_text(json.dumps(record))
     np.savez(directory / "linear.npz", **arrays)
