@@ -44,6 +44,10 @@ def dataset_of(run: Path, name: str | None, split: str, num_images: int | None) 
 
 def artefacts(run: Path, output: Path | None) -> Path:
     """Where a command writes: into the run directory unless another is named."""
+    if not run.exists():
+        raise FileNotFoundError(
+            f"`run_path` must be a run directory or a .safetensors file, found no {run}"
+        )
     if output is not None:
         return output
     if run.is_dir():
