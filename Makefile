@@ -24,15 +24,16 @@ bench: $(VENV)/.bench
 clean:
 	rm -rf $(VENV)
 
-$(BIN)/python:
+# pip is what a half-made environment lacks (Debian without python3-venv).
+$(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxclus needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 
 # One stamp for each set of extras, renewed when pyproject.toml changes.
-$(VENV)/.demo: pyproject.toml | $(BIN)/python
+$(VENV)/.demo: pyproject.toml | $(BIN)/pip
 	$(BIN)/python -m pip install -q -e .
 	touch $@
 
-$(VENV)/.%: pyproject.toml | $(BIN)/python
+$(VENV)/.%: pyproject.toml | $(BIN)/pip
 	$(BIN)/python -m pip install -q -e ".[$*]"
 	touch $@

@@ -103,11 +103,12 @@ class Benchmark:
 
     def _ours(self) -> dict[str, Callable[[], object]]:
         model, x, y = self._inputs()
+        init, _ = jax.random.split(jax.random.key(self.seed))
         attack = jc.attacks.PGD(jc.Linf(EPS), steps=STEPS)
         key = jax.random.key(self.seed)
         keys = image_keys(key, jnp.arange(self.batch_size))
         perturb = jc.jit(lambda model, attack, x: attack.perturb(keys, model, x, y))
-        half = dataclasses.replace(model.spec, dtype="bfloat16").build(key)
+        half = dataclasses.replace(model.spec, dtype="bfloat16").build(init)
         plain = jax.jit(lambda model, attack, x: attack.perturb(keys, model, x, y))
         sides = {
             "jaxclus": lambda: perturb(model, attack, x).block_until_ready(),

@@ -51,7 +51,15 @@ class jit:
         return jax.jit(self._fn, compiler_options=settings(), **self._arguments)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (self._inner if _inside((args, kwargs)) else self.outermost)(*args, **kwargs)
+        if _inside((args, kwargs)):
+            return self._inner(*args, **kwargs)
+        try:
+            return self.outermost(*args, **kwargs)
+        except ValueError as error:
+            # A gradient is being taken with respect to something that `fn` closes over.
+            if "top-level `jax.jit`" not in str(error):
+                raise
+            return self._inner(*args, **kwargs)
 
 
 def _inside(arguments: Any) -> bool:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxclus as jc
 from jaxclus import _compile
@@ -40,6 +41,22 @@ def test_inside_other_programs_and_transformations():
     np.testing.assert_allclose(jax.grad(lambda x: cubed(x).sum())(X), 3 * X**2)
     np.testing.assert_allclose(jax.vmap(cubed)(X), X**3)
     assert jax.eval_shape(cubed, X).shape == X.shape
+
+
+def test_gradient_with_respect_to_what_a_function_closes_over():
+    def total(weight):
+        return jc.jit(lambda x: (weight * x).sum())(X)
+
+    np.testing.assert_allclose(jax.grad(total)(jnp.ones_like(X)), X)
+
+
+def test_errors_of_the_function_come_through():
+    with pytest.raises(ValueError, match="mine"):
+        jc.jit(lambda x: _raise(x))(X)
+
+
+def _raise(x):
+    raise ValueError("mine")
 
 
 def test_arguments_of_jax_jit():

@@ -16,7 +16,7 @@ from jaxclus.training import TrainingConfig
 class Demo:
     """Train a standard and a robust classifier, attack, linearise and compare them in a report.
 
-    The defaults take about two minutes on two CPU cores and need no download.
+    The defaults take a minute or two on two CPU cores and need no download.
 
     Try:
       jaxclus demo

@@ -243,7 +243,7 @@ def _meta(
     spec = getattr(model, "spec", None)
     return {
         "model": None if spec is None else spec.to_json(),
-        "objective": repr(program.objective),
+        "objective": _described(program.objective),
         "config": dataclasses.asdict(program.config)
         | {"milestones": list(program.config.milestones)},
         "augmentation": repr(program.augmentation),
@@ -251,6 +251,16 @@ def _meta(
         "validation": None if validation is None else validation.fingerprint,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
     }
+
+
+def _described(value: Any) -> str:
+    """`repr`, but callables by their name: their address is another in every process."""
+    if dataclasses.is_dataclass(value):
+        fields = (
+            f"{f.name}={_described(getattr(value, f.name))}" for f in dataclasses.fields(value)
+        )
+        return f"{type(value).__name__}({', '.join(fields)})"
+    return value.__qualname__ if callable(value) else repr(value)
 
 
 def _check_data(name: str, data: Dataset, model: nnx.Module, least: int) -> None:
