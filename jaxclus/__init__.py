@@ -4,8 +4,6 @@ Images are float32, NHWC, in [0, 1]; labels are int32; `eps` is on that pixel sc
 is any callable from images [b, h, w, c] to logits [b, k].
 """
 
-__version__ = "0.1.0"
-
 from jaxclus import (
     attacks,
     clustering,
@@ -21,6 +19,7 @@ from jaxclus import (
     zoo,
 )
 from jaxclus._compile import jit
+from jaxclus._version import __version__
 from jaxclus.linear import implicit_weight, linearize
 from jaxclus.threat import L1, L2, Linf
 from jaxclus.zoo import export, load
@@ -29,6 +28,7 @@ __all__ = [
     "L1",
     "L2",
     "Linf",
+    "__version__",
     "attacks",
     "clustering",
     "data",

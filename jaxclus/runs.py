@@ -10,19 +10,28 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 
 
-def write_atomic(path: Path | str, content: bytes) -> None:
-    """Writes a file so that a reader, or a crash, sees the old content or the new, never a part."""
+def cache_directory() -> Path:
+    """Where what can be made again is kept: $JAXCLUS_CACHE, or ~/.cache/jaxclus."""
+    return Path(os.environ.get("JAXCLUS_CACHE") or "~/.cache/jaxclus").expanduser()
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
+    """A file to write that takes its name only once it is whole.
+
+    A reader, or a crash, sees the old content or the new, never a part.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
@@ -30,6 +39,12 @@ def write_atomic(path: Path | str, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path | str, content: bytes) -> None:
+    """Writes a file as `atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(content)
 
 
 def _umask() -> int:

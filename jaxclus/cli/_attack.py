@@ -1,7 +1,6 @@
 """`jaxclus attack`."""
 
 import dataclasses
-import io
 from pathlib import Path
 from typing import Literal
 
@@ -64,7 +63,9 @@ class Attack:
         path = directory / f"{self.attack}-{self.norm}.json"
         runs.write_json(path, self._record(found, images))
         middle = found[(len(found) - 1) // 2].attack
-        runs.write_atomic(path.with_suffix(".npz"), self._examples(key, model, middle, images))
+        examples = self._examples(key, model, middle, images)
+        with runs.atomic_file(path.with_suffix(".npz")) as file:
+            np.savez_compressed(file, **examples)  # pyright: ignore[reportArgumentType]
         print(
             f"clean accuracy {found[0].clean_accuracy:.4f} on {len(images)} images of {images.name}"
         )
@@ -96,21 +97,18 @@ class Attack:
 
     def _examples(
         self, key: jax.Array, model: models.Classifier, attack: attacks.Attack, images: Dataset
-    ) -> bytes:
+    ) -> dict[str, np.ndarray]:
         few = images.take(min(self.examples, len(images)))
         x = to_float(few.images)
         x_adv = attack(key, model, x, few.labels)
         predict = _classifier.logits(model)
         with jax.default_matmul_precision("highest"):  # as in the verdicts
             before, after = predict(x).argmax(axis=1), predict(x_adv).argmax(axis=1)
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            images=np.asarray(x),
-            adversarial=np.asarray(x_adv),
-            labels=few.labels,
-            predictions=np.asarray(before),
-            adversarial_predictions=np.asarray(after),
-            eps=np.float32(attack.threat.eps),
-        )
-        return buffer.getvalue()
+        return {
+            "images": np.asarray(x),
+            "adversarial": np.asarray(x_adv),
+            "labels": few.labels,
+            "predictions": np.asarray(before),
+            "adversarial_predictions": np.asarray(after),
+            "eps": np.asarray(attack.threat.eps, np.float32),
+        }

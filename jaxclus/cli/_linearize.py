@@ -1,7 +1,6 @@
 """`jaxclus linearize`."""
 
 import dataclasses
-import io
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +35,8 @@ class Linearize:
         directory = artefacts(self.run_path, self.output)
         images = dataset_of(self.run_path, self.dataset, self.split, self.num_images)
         effect = evaluation.clustering_effect(zoo.load(self.run_path), images)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **effect.arrays())  # pyright: ignore[reportArgumentType]
-        runs.write_atomic(directory / "linear.npz", buffer.getvalue())
+        with runs.atomic_file(directory / "linear.npz") as file:
+            np.savez_compressed(file, **effect.arrays())  # pyright: ignore[reportArgumentType]
         runs.write_json(directory / "linear.json", effect.to_json(images) | runs.environment())
         for name, variant in effect.variants.items():
             print(f"{name.replace('_', ' ')}: {_summary(variant)}")

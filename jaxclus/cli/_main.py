@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import tyro
 
+from jaxclus import runs
 from jaxclus.cli._attack import Attack
 from jaxclus.cli._data import Data
 from jaxclus.cli._demo import Demo
@@ -64,11 +65,10 @@ def main(args: Sequence[str] | None = None) -> int:
 def _keep_compiled_code() -> None:
     """Compiled programs outlive the process, apart for each machine type and version of JAX."""
     if not jax.config.values["jax_compilation_cache_dir"]:
-        cache = Path(os.environ.get("JAXCLUS_CACHE", Path.home() / ".cache" / "jaxclus"))
         # Not by backend: asking for it starts it, too early for the XLA_FLAGS that a command sets.
         # JAX's own keys tell backends apart.
         kind = f"{platform.machine()}-{jax.__version__}-{_cpu_flags()}"
-        jax.config.update("jax_compilation_cache_dir", str(cache / "xla" / kind))
+        jax.config.update("jax_compilation_cache_dir", str(runs.cache_directory() / "xla" / kind))
 
 
 def _cpu_flags() -> str:

@@ -2,9 +2,7 @@
 
 import functools
 import hashlib
-import os
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable
@@ -13,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxclus import runs
 from jaxclus.data._dataset import digest
 
 _FORMAT = 1  # raise it whenever what the file holds, or how images are decoded, changes
@@ -24,11 +23,6 @@ class Decoded(NamedTuple):
     images: np.ndarray  # uint8 [n, h, w, c]
     labels: np.ndarray  # int32 [n]
     class_names: tuple[str, ...]
-
-
-def cache_directory() -> Path:
-    """Where decoded images are kept: $JAXCLUS_CACHE, or ~/.cache/jaxclus."""
-    return Path(os.environ.get("JAXCLUS_CACHE") or "~/.cache/jaxclus").expanduser()
 
 
 def cached(
@@ -46,7 +40,7 @@ def cached(
         decode: decodes the source.
     """
     stem = re.sub(r"[^\w.-]+", "_", f"{name}-{version}-{split}-{_source_hash(source)}")
-    path = cache_directory() / f"{stem}.npz"
+    path = runs.cache_directory() / f"{stem}.npz"
     decoded = _read(path)
     if decoded is None:
         decoded = decode()
@@ -90,19 +84,9 @@ def _read(path: Path) -> Decoded | None:
 
 
 def _write(path: Path, decoded: Decoded) -> None:
-    """Writes the file under another name first, so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     names = np.array(decoded.class_names)
     sha256 = np.array(digest(decoded.images, decoded.labels, names))
-    file = tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False)
-    try:
-        with file:
-            np.savez(
-                file, images=decoded.images, labels=decoded.labels, class_names=names, sha256=sha256
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
-    except BaseException:
-        os.unlink(file.name)
-        raise
+    with runs.atomic_file(path) as file:
+        np.savez(
+            file, images=decoded.images, labels=decoded.labels, class_names=names, sha256=sha256
+        )

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-import jaxclus
 from jaxclus import _checks, parallel, runs
+from jaxclus._version import __version__
 from jaxclus.data import Augmentation, Dataset, default_augmentation
 from jaxclus.training import _step
 from jaxclus.training._checkpoint import Checkpoints
@@ -209,7 +209,7 @@ class _Trainer:
 
     def _save(self, state: TrainState, step: int) -> None:
         if self.checkpoints is not None:
-            meta = self.meta | {"version": jaxclus.__version__}
+            meta = self.meta | {"version": __version__}
             self.checkpoints.save(step, state, meta)
 
     def _stop(self, state: TrainState, step: int) -> None:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-import jaxclus
 from jaxclus import _checks, runs
+from jaxclus._version import __version__
 from jaxclus.models import Classifier, ModelSpec
 from jaxclus.training import Checkpoints
 
@@ -49,7 +49,7 @@ def export(
     _, state = nnx.split(model)
     named = _named(nnx.to_pure_dict(state))
     arrays = {name: jnp.asarray(leaf, dtype) for name, leaf in named.items()}
-    record = {"version": jaxclus.__version__, "spec": spec.to_json()}
+    record = {"version": __version__, "spec": spec.to_json()}
     try:
         runs.write_atomic(path, save(arrays, metadata={_FORMAT: json.dumps(record)}))
     except OSError as error:
@@ -114,7 +114,7 @@ def _spec(read: Callable[[], Any], path: Path) -> ModelSpec:
         return ModelSpec.from_json(read())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"`path` must hold a model that jaxclus {jaxclus.__version__} knows, got {path}: "
+            f"`path` must hold a model that jaxclus {__version__} knows, got {path}: "
             f"{' '.join(str(error).split())}"
         ) from error
 

@@ -8,11 +8,11 @@ import pytest
 from tfds_writer import write_tfds
 
 import jaxclus.data as data
-from jaxclus.data import _cache
+from jaxclus import runs
 
 
 def cache_files() -> list[Path]:
-    return sorted(_cache.cache_directory().glob("*"))
+    return sorted(runs.cache_directory().glob("*"))
 
 
 @pytest.fixture
@@ -143,4 +143,4 @@ def test_a_failed_write_leaves_nothing_behind(tiny, monkeypatch):
 def test_default_directory(monkeypatch):
     monkeypatch.delenv("JAXCLUS_CACHE")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert _cache.cache_directory() == Path("/home/someone/.cache/jaxclus")
+    assert runs.cache_directory() == Path("/home/someone/.cache/jaxclus")
