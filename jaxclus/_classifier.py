@@ -8,9 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclus import _compile
+from jaxclus import _compile, compose
+from jaxclus.threat import image_keys
 
-Classifier = Callable[[jax.Array], jax.Array]
+#: images -> logits; a `jc.Stochastic` one, or a `jc.Chain` with one, takes a key before the images.
+Classifier = Callable[..., jax.Array]
+
+# The number under which an image's key is split for verdicts: none that attacks count up to.
+_VERDICT = 2**31 - 1
 
 
 def is_pytree(model: Any) -> bool:
@@ -39,12 +44,37 @@ def jit_over_model(
     return bind
 
 
-def _apply(model: Any, x: jax.Array) -> Any:
-    return model(x)
+def _logits(model: Any, x: jax.Array) -> Any:
+    return compose.with_keys(model, image_keys(jax.random.key(0), jnp.arange(x.shape[0])))(x)
 
 
-#: `logits(model)(x)`: the model's logits [b, k], compiled.
-logits = jit_over_model(_apply)
+#: `logits(model)(x)`: the model's logits [b, k], compiled; of one pass, if it is stochastic.
+logits = jit_over_model(_logits)
+
+
+def verdict(model: Classifier, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean logits [b, k] and the predicted class [b], by majority if the model is stochastic.
+
+    Args:
+        model: a classifier.
+        keys: the images' typed keys [b].
+        x: images [b, h, w, c].
+    """
+    if not compose.is_stochastic(model):
+        z = model(x)
+        return z, jnp.argmax(z, axis=-1)
+    keys = compose.split(keys, _VERDICT)
+
+    def one_pass(number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        z = compose.with_keys(model, compose.split(keys, number))(x)
+        return z, jax.nn.one_hot(jnp.argmax(z, axis=-1), z.shape[-1])
+
+    def add(carry: Any, number: jax.Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, one_pass(number)), None
+
+    count = compose.passes(model)
+    sums, votes = jax.lax.scan(add, one_pass(jnp.array(0)), jnp.arange(1, count))[0]
+    return sums / count, jnp.argmax(votes, axis=-1)
 
 
 def num_classes(model: Classifier, x: jax.Array) -> int:

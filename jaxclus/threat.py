@@ -52,6 +52,11 @@ class Threat(abc.ABC):
     def name(self) -> str:
         """Name of the norm: "linf", "l2" or "l1"."""
 
+    @property
+    def limit(self) -> jax.Array | float:
+        """The largest norm that counts as inside, eps and the rounding of float32: 1e-5 of eps."""
+        return self.eps * (1 + 1e-5)
+
     @abc.abstractmethod
     def norm(self, delta: Images) -> Float[Array, " b"]:
         """The norm of each perturbation."""
@@ -126,6 +131,11 @@ class Linf(Threat):
     @property
     def name(self) -> str:
         return "linf"
+
+    @property
+    def limit(self) -> jax.Array | float:
+        """The largest norm that counts as inside, eps and the rounding of float32: 1e-6."""
+        return self.eps + 1e-6
 
     def norm(self, delta: Images) -> Float[Array, " b"]:
         return jnp.abs(delta).reshape(delta.shape[0], -1).max(axis=1)

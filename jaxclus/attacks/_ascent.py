@@ -7,21 +7,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxclus import losses
+from jaxclus import compose, losses
 from jaxclus._classifier import Classifier
-from jaxclus.attacks._base import Attack, Queries, Search
+from jaxclus.attacks import _gradient
+from jaxclus.attacks._base import BoundedAttack, Images, State
 
 
-class _Best(NamedTuple):
-    """The candidate kept for each image: the first success, else the iterate of highest loss."""
+class _Memory(NamedTuple):
+    """Where the ascent stands: the iterate, and what the direction remembers."""
 
-    x_adv: jax.Array
-    loss: jax.Array
-    done: jax.Array
-    queries: Queries
+    iterate: jax.Array
+    direction: Any
 
 
-class GradientAscent(Attack, abc.ABC):
+class GradientAscent(BoundedAttack, abc.ABC):
     """x <- project(x + step_size * step(direction)), `steps` times from a start, `restarts` times.
 
     Subclasses are dataclasses with a field `loss` and say how long, from where and which way.
@@ -47,58 +46,61 @@ class GradientAscent(Attack, abc.ABC):
         """The direction to ascend, and the new memory; the gradient itself by default."""
         return grad, memory
 
-    def _ascend(self, model: Classifier, x: jax.Array, y: jax.Array, x_adv: jax.Array, memory: Any):
-        """One step from `x_adv`: the next iterate and memory, and losses and logits at `x_adv`."""
-
-        def total(x_adv):
-            logits = model(x_adv)
-            each = losses.get(self.loss)(logits, y)
-            return each.sum(), (each, logits)
-
-        grad, (each, logits) = jax.grad(total, has_aux=True)(x_adv)
-        direction, memory = self._direction(grad, memory)
+    def _ascend(
+        self, gradient: jax.Array, x: jax.Array, x_adv: jax.Array, memory: Any
+    ) -> tuple[jax.Array, Any]:
+        """The next iterate and memory, given the gradient at `x_adv`."""
+        direction, memory = self._direction(gradient, memory)
         moved = x_adv + self._step_length() * self.threat.step(direction, x_adv)
-        return self.threat.project(moved, x), memory, each, logits
+        return self.threat.project(moved, x), memory
 
     def perturb(self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array) -> jax.Array:
-        def body(_, carry):
+        loss = losses.get(self.loss)
+
+        def body(number, carry):
             x_adv, memory = carry
-            return self._ascend(model, x, y, x_adv, memory)[:2]
+            step_keys = compose.split(keys, number) if compose.is_stochastic(model) else keys
+            found = _gradient.evaluate_with_gradient(model, step_keys, loss, x_adv, y)
+            return self._ascend(found.gradient, x, x_adv, memory)
 
         start = (self._start(keys, x), self._memory(x))
         return lax.stop_gradient(lax.fori_loop(0, self.steps, body, start)[0])
 
-    def _search(
-        self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array, trace: bool
-    ) -> Search:
-        def climb(carry, _):
-            x_adv, memory, best = carry
-            x_next, memory, each, logits = self._ascend(model, x, y, x_adv, memory)
-            best = _keep(best, x_adv, each, logits, y, gradients=1)
-            return (x_next, memory, best), each if trace else None
+    @property
+    def steps_per_round(self) -> int:
+        return self.steps
 
-        def restart(best, number):
-            start = self._start(jax.vmap(jax.random.fold_in, (0, None))(keys, number), x)
-            carry, history = lax.scan(climb, (start, self._memory(x), best), length=self.steps)
-            x_adv, _, best = carry
-            logits = model(x_adv)
-            last = losses.get(self.loss)(logits, y)
-            best = _keep(best, x_adv, last, logits, y, gradients=0)
-            return best, None if history is None else jnp.concatenate([history, last[None]])
+    def rounds(self, classes: int) -> int:
+        return self.restarts
 
-        none = jnp.zeros(x.shape[0], jnp.int32)
-        nothing = _Best(x, jnp.full(x.shape[0], -jnp.inf), none > 0, Queries(none, none))
-        best, history = lax.scan(restart, nothing, jnp.arange(self.restarts))
-        return Search(best.x_adv, best.queries, history)
+    @property
+    def finish_cost(self) -> tuple[int, int]:
+        return 1, 0
+
+    def start(self, images: Images) -> State:
+        memory = _Memory(self._start(images.keys, images.x), self._memory(images.x))
+        lowest = jnp.full(images.y.shape, -jnp.inf)
+        return State(images.x, lowest, images.y < 0, lowest, memory)
+
+    def step(self, model: Classifier, images: Images, i: jax.Array, state: State) -> State:
+        x_adv, memory = state.memory
+        loss, keys = losses.get(self.loss), compose.split(images.keys, i)
+        at = _gradient.evaluate_with_gradient(model, keys, loss, x_adv, images.y)
+        moved = _Memory(*self._ascend(at.gradient, images.x, x_adv, memory))
+        return keep(state, x_adv, at.loss, at.wrong)._replace(memory=moved)
+
+    def finish(self, model: Classifier, images: Images, state: State) -> State:
+        x_adv, keys = state.memory.iterate, compose.split(images.keys, self.steps)
+        found = _gradient.evaluate(model, keys, losses.get(self.loss), x_adv, images.y)
+        return keep(state, x_adv, *found)
 
 
-def _keep(best: _Best, x_adv, loss, logits, y, *, gradients: int) -> _Best:
-    wrong = jnp.argmax(logits, axis=-1) != y
-    better = ~best.done & (wrong | (loss > best.loss))
-    asked = (~best.done).astype(jnp.int32)
-    return _Best(
-        x_adv=jnp.where(better[:, None, None, None], x_adv, best.x_adv),
-        loss=jnp.where(better, loss, best.loss),
-        done=best.done | wrong,
-        queries=Queries(best.queries.forward + asked, best.queries.gradient + gradients * asked),
+def keep(state: State, x_adv: jax.Array, loss: jax.Array, wrong: jax.Array) -> State:
+    """The state with an iterate as candidate if it is wrong, or its loss the highest so far."""
+    better = wrong | (loss > state.value)
+    return state._replace(
+        x_adv=jnp.where(better[:, None, None, None], x_adv, state.x_adv),
+        value=jnp.where(better, loss, state.value),
+        success=wrong,
+        loss=loss,
     )

@@ -3,12 +3,16 @@
 An attack is a frozen, hashable dataclass of hyper-parameters, and a pytree whose numbers (eps, step
 size) are leaves, so that a sweep over them compiles once: a subclass is decorated with
 `@_pytree.register` above `@dataclasses.dataclass(frozen=True)`.
+
+It searches in rounds (restarts, target classes), each of a fixed number of steps from a fresh
+start; an image takes no further steps once it is broken. Every image counts its own rounds and
+steps, so that images at different stages share a batch (`_search.py`).
 x is float32 [b, h, w, c] in [0, 1].
 """
 
 import abc
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxclus import _checks, _classifier
 from jaxclus._classifier import Classifier
-from jaxclus.threat import Threat, image_keys
+from jaxclus.threat import THREATS, Threat, create, image_keys
 
 
 class Queries(NamedTuple):
@@ -32,11 +36,12 @@ class AttackResult(NamedTuple):
     Attributes:
         x_adv: adversarial images, float32 [b, h, w, c], inside ball and box; x itself where the
             clean image was misclassified already.
-        success: whether the model misclassifies `x_adv`, recomputed from `x_adv` itself [b].
+        success: whether the model misclassifies `x_adv`, recomputed from `x_adv` itself, inside the
+            threat model if the attack has one [b].
         norm: norm of `x_adv - x` [b].
         queries: forward and gradient passes spent on each image [b]. They count the search, one
             forward pass for the clean verdict and, where a search took place, one for the final.
-        trace: the loss at every iterate [restarts, steps + 1, b], if asked for, else None.
+        trace: the loss at every iterate [rounds, steps, b], if asked for, else None.
     """
 
     x_adv: Float[Array, "b h w c"]
@@ -44,6 +49,42 @@ class AttackResult(NamedTuple):
     norm: Float[Array, " b"]
     queries: Queries
     trace: jax.Array | None
+
+
+class Images(NamedTuple):
+    """What an attack knows of the images of one round.
+
+    Attributes:
+        keys: typed keys [b], other ones in every round.
+        x: clean images [b, h, w, c].
+        y: labels [b].
+        ranking: classes by clean logit, highest first [b, k].
+        round: number of the round [b].
+    """
+
+    keys: jax.Array
+    x: jax.Array
+    y: jax.Array
+    ranking: jax.Array
+    round: jax.Array
+
+
+class State(NamedTuple):
+    """Where the search for each image stands.
+
+    Attributes:
+        x_adv: the candidate [b, h, w, c]: adversarial if `success`, else the best so far.
+        value: how good the candidate is, to compare rounds; larger is better [b].
+        success: whether the candidate was misclassified, inside the threat if there is one [b].
+        loss: the loss at the iterate that was evaluated last [b].
+        memory: the attack's own, a pytree of arrays with leading axis b.
+    """
+
+    x_adv: jax.Array
+    value: jax.Array
+    success: jax.Array
+    loss: jax.Array
+    memory: Any
 
 
 class Search(NamedTuple):
@@ -56,17 +97,17 @@ class Search(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Attack(abc.ABC):
-    """An adversary within a threat model. Subclasses implement `_search` and `perturb`.
+    """An adversary. Subclasses say how a round starts, what a step does and how many there are.
 
-    Attributes:
-        threat: the threat model that bounds the perturbation.
+    They have a field `threat`, the threat model: None if there is no bound (minimum-norm attacks).
     """
 
-    threat: Threat
+    threat: Threat | None
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.threat, Threat):
-            raise TypeError(f"`threat` must be one as Linf(8 / 255) makes, got {self.threat!r}")
+    @property
+    @abc.abstractmethod
+    def ball(self) -> Threat:
+        """The threat model or, without one, some ball of the norm that is measured."""
 
     def __call__(
         self, key: jax.Array, model: Classifier, x: Any, y: Any, index: Any = None
@@ -93,27 +134,31 @@ class Attack(abc.ABC):
             x: clean images, float32 [b, h, w, c] in [0, 1].
             y: true labels, integers [b] in [0, k).
             index: the images' numbers in their data set, integers [b]; default 0..b-1.
-            trace: whether to record the loss at every iterate.
+            trace: whether to record the loss at every iterate; no image stops early then.
 
         Raises:
             TypeError, ValueError: for images outside [0, 1] or not finite, labels of a wrong dtype,
-                length or range, an untyped key, or a model whose logits are not float32 [b, k].
+                length or range, an untyped key, a model whose logits are not float32 [b, k], or
+                fewer classes than the attack needs.
         """
         _checks.typed_key("key", key)
         x = _checks.images("x", x)
-        y = _checks.integers("y", y, x.shape[0], _classifier.num_classes(model, x))
+        classes = _classifier.num_classes(model, x)
+        self.check_classes(classes)
+        y = _checks.integers("y", y, x.shape[0], classes)
         index = jnp.arange(x.shape[0]) if index is None else index
         index = _checks.integers("index", index, x.shape[0])
         with jax.default_matmul_precision("highest"):
             return bind(model)(self, key, x, y, index, trace=trace)
 
-    @abc.abstractmethod
     def perturb(
         self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array
     ) -> Float[Array, "b h w c"]:
-        """The last iterate, without verdicts: the inner step of adversarial training.
+        """The best candidates, without verdicts: the inner step of adversarial training.
 
-        A pure function for use inside compiled code; nothing is checked and every image moves.
+        A pure function for use inside compiled code; nothing is checked. Images are attacked
+        whether or not they are classified correctly; attacks by gradient ascent return their last
+        iterate.
 
         Args:
             keys: typed keys [b], one for each image.
@@ -121,23 +166,160 @@ class Attack(abc.ABC):
             x: images, float32 [b, h, w, c] in [0, 1].
             y: labels, int32 [b].
         """
+        logits, _ = _classifier.verdict(model, keys, x)
+        found = self._search(keys, model, x, y, logits, jnp.full(y.shape, True), trace=False)
+        return jax.lax.stop_gradient(found.x_adv)
+
+    def check_classes(self, classes: int) -> None:  # noqa: B027 (most attacks need no more than 2)
+        """Raises ValueError if the attack cannot work with so few classes."""
+
+    # What a subclass says.
+
+    @property
+    @abc.abstractmethod
+    def steps_per_round(self) -> int:
+        """How many times `step` is called in a round."""
+
+    def rounds(self, classes: int) -> int:
+        """The number of rounds for each image, given the number of classes."""
+        return 1
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """Forward and gradient passes of one step."""
+        return 1, 1
+
+    @property
+    def finish_cost(self) -> tuple[int, int]:
+        """Forward and gradient passes of `finish`."""
+        return 0, 0
 
     @abc.abstractmethod
+    def start(self, images: Images) -> State:
+        """The state before the first step; does not call the model."""
+
+    @abc.abstractmethod
+    def step(self, model: Classifier, images: Images, i: jax.Array, state: State) -> State:
+        """The state after one step.
+
+        Args:
+            model: a classifier.
+            images: the images.
+            i: number of steps that each image has taken [b].
+            state: the state before the step.
+        """
+
+    def finish(self, model: Classifier, images: Images, state: State) -> State:
+        """The state at the end of a round, where the last iterate is still to be judged."""
+        return state
+
     def _search(
-        self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array, trace: bool
+        self,
+        keys: jax.Array,
+        model: Classifier,
+        x: jax.Array,
+        y: jax.Array,
+        logits: jax.Array,
+        active: jax.Array,
+        *,
+        trace: bool,
     ) -> Search:
-        """Best candidates for all images; the caller decides which count."""
+        """The best candidates of the images that are `active` [b], x itself for the others.
+
+        Args:
+            logits: the clean images' logits [b, k].
+        """
+        from jaxclus.attacks import _search
+
+        return _search.search(self, keys, model, x, y, logits, active, trace=trace)
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundedAttack(Attack):
+    """An adversary within a threat model.
+
+    Attributes:
+        threat: the threat model that bounds the perturbation.
+    """
+
+    threat: Threat
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threat, Threat):
+            raise TypeError(f"`threat` must be one as Linf(8 / 255) makes, got {self.threat!r}")
+
+    @property
+    def ball(self) -> Threat:
+        return self.threat
+
+
+@dataclasses.dataclass(frozen=True)
+class MinimumNormAttack(Attack):
+    """An adversary that looks for the closest misclassified image, in the box alone.
+
+    A candidate's value is minus its norm. Without `threat`, success is misclassification, and the
+    search for every image goes to its end; with it, success is misclassification inside the threat
+    model (norm at most eps, exactly), and the search for an image ends there.
+
+    Attributes:
+        norm: norm that is made small, "linf", "l2" or "l1".
+        threat: the threat model that success is judged by, of the same norm, or None.
+    """
+
+    norm: str = dataclasses.field(metadata={"static": True})
+    threat: Threat | None = None
+
+    #: The norms that the attack is made for.
+    NORMS: ClassVar[tuple[str, ...]] = tuple(THREATS)
+
+    def __post_init__(self) -> None:
+        _checks.one_of("norm", self.norm, self.NORMS)
+        if self.threat is not None and not isinstance(self.threat, Threat):
+            raise TypeError(f"`threat` must be one as Linf(8 / 255) makes, got {self.threat!r}")
+        if self.threat is not None and self.threat.name != self.norm:
+            raise ValueError(
+                f"`threat` must be of the attack's norm {self.norm}, got {self.threat!r}"
+            )
+
+    @property
+    def ball(self) -> Threat:
+        return create(self.norm, 1.0) if self.threat is None else self.threat
+
+    def _keep_smallest(
+        self, images: Images, state: State, x_adv: jax.Array, wrong: jax.Array
+    ) -> State:
+        """The state with an iterate as candidate where it is wrong and closer than the one so far.
+
+        `value` is minus infinity, and the candidate x itself, until the first one is found. Success
+        is left as it is without a threat: there is always a closer one to look for.
+        """
+        norm = self.ball.norm(x_adv - images.x)
+        better = wrong & (-norm > state.value)
+        state = state._replace(
+            x_adv=jnp.where(better[:, None, None, None], x_adv, state.x_adv),
+            value=jnp.where(better, -norm, state.value),
+        )
+        if self.threat is None:
+            return state
+        return state._replace(success=-state.value <= self.threat.eps)
 
 
 def _attack(model, attack, key, x, y, index, *, trace):
-    correct = jnp.argmax(model(x), axis=-1) == y
-    found = attack._search(image_keys(key, index), model, x, y, trace)
-    x_adv = jnp.where(correct[:, None, None, None], found.x_adv, x)
+    keys = image_keys(key, index)
+    logits, predicted = _classifier.verdict(model, keys, x)
+    correct = predicted == y
+    found = attack._search(keys, model, x, y, logits, correct, trace=trace)
+    sound = jnp.isfinite(found.x_adv).all(axis=(1, 2, 3))
+    x_adv = jnp.where((correct & sound)[:, None, None, None], found.x_adv, x)
+    norm = attack.ball.norm(x_adv - x)
+    success = _classifier.verdict(model, keys, x_adv)[1] != y
+    if attack.threat is not None:
+        success &= norm <= attack.threat.limit
     spent = correct.astype(jnp.int32)
     return AttackResult(
         x_adv=x_adv,
-        success=jnp.argmax(model(x_adv), axis=-1) != y,
-        norm=attack.threat.norm(x_adv - x),
+        success=success,
+        norm=norm,
         queries=Queries(
             forward=1 + spent * (found.queries.forward + 1),
             gradient=spent * found.queries.gradient,
