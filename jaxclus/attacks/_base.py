@@ -95,11 +95,10 @@ class Search(NamedTuple):
     trace: jax.Array | None
 
 
-@dataclasses.dataclass(frozen=True)
 class Attack(abc.ABC):
     """An adversary. Subclasses say how a round starts, what a step does and how many there are.
 
-    They have a field `threat`, the threat model: None if there is no bound (minimum-norm attacks).
+    They are dataclasses with a field `threat`, the threat model: None if there is no bound.
     """
 
     threat: Threat | None
