@@ -1,4 +1,4 @@
-"""The linear sub-network as a program transformation: the one module that reads jaxprs.
+"""The linear sub-network as a program transformation.
 
 A classifier is traced to a jaxpr, which is walked with a mark on every value that depends on the
 images. On marked values activations become the identity and maxima become means; everything else
@@ -23,12 +23,11 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Literal
 
+from jaxclus._jaxpr import _walk
+
 ACTIVATIONS = frozenset(
     "relu relu6 leaky_relu elu celu selu gelu silu swish hard_silu hard_swish mish softplus "
     "squareplus sparse_plus".split()
-)
-_CALLS = frozenset(
-    "jit pjit closed_call core_call custom_jvp_call custom_vjp_call remat2 checkpoint".split()
 )
 _REMAT = frozenset({"remat2", "checkpoint"})
 # What can bend a line, with one operand or with two that depend on the images.
@@ -88,101 +87,6 @@ def nonlinear_primitives(fn: Callable, arguments: Any, images: Any) -> tuple[str
     return tuple(sorted(_nonlinear(closed, marks)))
 
 
-def _opened(closed) -> tuple[Any, Sequence[Any]]:
-    """The jaxpr and its constants; from jax 0.11 on both are one object."""
-    return getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
-
-
-def _variables(atoms) -> list[Any]:
-    return [atom for atom in atoms if not isinstance(atom, Literal)]
-
-
-def _is_call(eqn) -> bool:
-    return eqn.primitive.name in _CALLS
-
-
-# Dependence on the images ------------------------------------------------------------------------
-
-
-def _marked(closed, marks: Sequence[bool]) -> set[Any]:
-    """The variables of a jaxpr that depend on its marked arguments."""
-    jaxpr, _ = _opened(closed)
-    marked = {var for var, mark in zip(jaxpr.invars, marks, strict=True) if mark}
-    for eqn in jaxpr.eqns:
-        outputs = _output_marks(eqn, _marks(eqn.invars, marked))
-        marked.update(var for var, mark in zip(eqn.outvars, outputs, strict=True) if mark)
-    return marked
-
-
-def _marks(atoms, marked) -> list[bool]:
-    return [not isinstance(atom, Literal) and atom in marked for atom in atoms]
-
-
-def _jaxpr_output_marks(closed, marks: Sequence[bool]) -> list[bool]:
-    return _marks(_opened(closed)[0].outvars, _marked(closed, marks))
-
-
-def _output_marks(eqn, marks: Sequence[bool]) -> list[bool]:
-    """Which outputs of an equation depend on the images."""
-    inner = _inner(eqn, marks) if any(marks) else []
-    name = eqn.primitive.name
-    if not inner or (name == "cond" and marks[0]):
-        return [any(marks)] * len(eqn.outvars)
-    if name == "while":
-        (condition, condition_marks), (_, body_marks) = inner
-        # The number of rounds shows in every carried value.
-        endless = any(_jaxpr_output_marks(condition, condition_marks))
-        return [mark or endless for mark in body_marks[eqn.params["body_nconsts"] :]]
-    outputs = [_jaxpr_output_marks(closed, inner_marks) for closed, inner_marks in inner]
-    return [any(column) for column in zip(*outputs, strict=True)]
-
-
-def _inner(eqn, marks: Sequence[bool]) -> list[tuple[Any, Sequence[bool]]]:
-    """The jaxprs inside an equation that are walked into, each with the marks of its arguments."""
-    name, params = eqn.primitive.name, eqn.params
-    if name in _CALLS:
-        return [(params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"], marks)]
-    if name == "cond":
-        return [(branch, marks[1:]) for branch in params["branches"]]
-    if name == "scan":
-        consts, carry = _scan_counts(eqn)
-        return [(params["jaxpr"], _carried(params["jaxpr"], marks, consts, carry))]
-    if name == "while":
-        split = params["cond_nconsts"]
-        body = marks[split:]
-        consts = params["body_nconsts"]
-        body = _carried(params["body_jaxpr"], body, consts, len(body) - consts)
-        condition = [*marks[:split], *body[consts:]]
-        return [(params["cond_jaxpr"], condition), (params["body_jaxpr"], body)]
-    return []
-
-
-def _carried(body, marks: Sequence[bool], consts: int, carry: int) -> list[bool]:
-    """Marks of a loop body's arguments once what it carries has gone round often enough."""
-    marks = list(marks)
-    while True:
-        carried = _jaxpr_output_marks(body, marks)[:carry]
-        update = [a or b for a, b in zip(marks[consts : consts + carry], carried, strict=True)]
-        if update == marks[consts : consts + carry]:
-            return marks
-        marks[consts : consts + carry] = update
-
-
-def _scan_counts(eqn) -> tuple[int, int]:
-    """Numbers of constants and of carried values of a scan.
-
-    Read off the ranks, since their names in the parameters differ between jax versions: what is
-    scanned over or stacked has one axis more outside the body than inside.
-    """
-    body, _ = _opened(eqn.params["jaxpr"])
-
-    def stacked(outside, inside):
-        return sum(a.aval.ndim != b.aval.ndim for a, b in zip(outside, inside, strict=True))
-
-    carry = len(eqn.outvars) - stacked(eqn.outvars, body.outvars)
-    return len(eqn.invars) - stacked(eqn.invars, body.invars) - carry, carry
-
-
 # Activations -------------------------------------------------------------------------------------
 
 
@@ -190,11 +94,13 @@ def _activation(eqn, marked, definitions) -> _Scaled | None:
     """What stands for an equation that is an activation of an image-dependent value, or None."""
     if len(eqn.outvars) != 1 or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
         return None
-    inputs = [a for a, mark in zip(eqn.invars, _marks(eqn.invars, marked), strict=True) if mark]
+    inputs = [
+        a for a, mark in zip(eqn.invars, _walk.marks_of(eqn.invars, marked), strict=True) if mark
+    ]
     if not inputs:
         return None
     name = eqn.primitive.name
-    if _is_call(eqn):
+    if _walk.is_call(eqn):
         if eqn.params.get("name") in ACTIVATIONS and _is_elementwise(eqn):
             shape = eqn.outvars[0].aval.shape
             return next((_Scaled(a, 1.0) for a in inputs if a.aval.shape == shape), None)
@@ -208,10 +114,10 @@ def _activation(eqn, marked, definitions) -> _Scaled | None:
 
 
 def _is_elementwise(eqn) -> bool:
-    if not _is_call(eqn):
+    if not _walk.is_call(eqn):
         return eqn.primitive.name in _ELEMENTWISE or eqn.primitive.name == "broadcast_in_dim"
-    ((closed, _),) = _inner(eqn, ())
-    return all(map(_is_elementwise, _opened(closed)[0].eqns))
+    ((closed, _),) = _walk.inner_jaxprs(eqn, ())
+    return all(map(_is_elementwise, _walk.opened(closed)[0].eqns))
 
 
 def _common_source(inputs, marked, definitions) -> Any | None:
@@ -223,7 +129,7 @@ def _common_source(inputs, marked, definitions) -> Any | None:
         if eqn is None or not _is_elementwise(eqn):
             return None
         frontier.remove(latest)
-        frontier.update(var for var in _variables(eqn.invars) if var in marked)
+        frontier.update(var for var in _walk.variables(eqn.invars) if var in marked)
     (source,) = frontier
     return source if jnp.issubdtype(source.aval.dtype, jnp.floating) else None
 
@@ -267,10 +173,10 @@ def _scalar(atom, known, definitions) -> Any | None:
 def _scalar_outputs(eqn, values) -> list[Any]:
     if eqn.primitive.name == "broadcast_in_dim":
         return values
-    if not _is_call(eqn):
+    if not _walk.is_call(eqn):
         return [eqn.primitive.bind(*values, **eqn.params)]
-    ((closed, _),) = _inner(eqn, ())
-    jaxpr, _ = _opened(closed)
+    ((closed, _),) = _walk.inner_jaxprs(eqn, ())
+    jaxpr, _ = _walk.opened(closed)
     known, definitions = dict(zip(jaxpr.invars, values, strict=True)), _definitions(jaxpr)
     return [_scalar(var, known, definitions) for var in jaxpr.outvars]
 
@@ -285,15 +191,17 @@ def _definitions(jaxpr) -> dict[Any, tuple[int, Any]]:
 
 def _plan(closed, marks: Sequence[bool]) -> list[tuple[Any, list[bool], _Scaled | None]]:
     """The equations that the rewritten jaxpr needs, with marks and with what stands for them."""
-    jaxpr, _ = _opened(closed)
-    marked, definitions = _marked(closed, marks), _definitions(jaxpr)
-    needed = set(_variables(jaxpr.outvars))
+    jaxpr, _ = _walk.opened(closed)
+    marked, definitions = _walk.dependent(closed, marks), _definitions(jaxpr)
+    needed = set(_walk.variables(jaxpr.outvars))
     plan = []
     for eqn in reversed(jaxpr.eqns):
         if eqn.effects or needed.intersection(eqn.outvars):
             activation = _activation(eqn, marked, definitions)
-            needed.update(_variables(eqn.invars) if activation is None else [activation.source])
-            plan.append((eqn, _marks(eqn.invars, marked), activation))
+            needed.update(
+                _walk.variables(eqn.invars) if activation is None else [activation.source]
+            )
+            plan.append((eqn, _walk.marks_of(eqn.invars, marked), activation))
     return plan[::-1]
 
 
@@ -302,14 +210,14 @@ def _changes(closed, marks: Sequence[bool]) -> bool:
     return any(
         activation is not None
         or _is_maximum(eqn, eqn_marks)
-        or any(_changes(*inner) for inner in _inner(eqn, eqn_marks))
+        or any(_changes(*inner) for inner in _walk.inner_jaxprs(eqn, eqn_marks))
         for eqn, eqn_marks, activation in _plan(closed, marks)
     )
 
 
 def _evaluate(closed, arguments: Sequence[Any], marks: Sequence[bool]) -> list[Any]:
     """Outputs of the rewritten jaxpr."""
-    jaxpr, consts = _opened(closed)
+    jaxpr, consts = _walk.opened(closed)
     values = dict(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, arguments, strict=True))
 
@@ -335,7 +243,7 @@ def _outputs(eqn, inputs: list[Any], marks: Sequence[bool]) -> Sequence[Any]:
     """
     if _is_maximum(eqn, marks):
         return [_MEANS[eqn.primitive.name](*inputs, **eqn.params)]
-    inner = _inner(eqn, marks) if any(marks) else []
+    inner = _walk.inner_jaxprs(eqn, marks) if any(marks) else []
     if any(_changes(*each) for each in inner):
         return _rewritten(eqn, inputs, inner)
     outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
@@ -349,7 +257,7 @@ def _rewritten(eqn, inputs: list[Any], inner) -> Sequence[Any]:
     if name == "cond":
         return lax.switch(inputs[0], functions, *inputs[1:])
     if name == "scan":
-        consts, carry = _scan_counts(eqn)
+        consts, carry = _walk.scan_counts(eqn)
 
         def step(carried, slices):
             outputs = functions[0](*inputs[:consts], *carried, *slices)
@@ -403,17 +311,17 @@ _MEANS = {"reduce_window_max": _window_mean, "reduce_max": _mean}
 
 def _nonlinear(closed, marks: Sequence[bool]) -> set[str]:
     """Names of the primitives of a jaxpr that are not affine in what depends on the images."""
-    jaxpr, _ = _opened(closed)
-    marked = _marked(closed, marks)
-    needed = set(_variables(jaxpr.outvars))
+    jaxpr, _ = _walk.opened(closed)
+    marked = _walk.dependent(closed, marks)
+    needed = set(_walk.variables(jaxpr.outvars))
     names = set()
     for eqn in reversed(jaxpr.eqns):
         if not needed.intersection(eqn.outvars):
             continue
-        needed.update(_variables(eqn.invars))
-        eqn_marks = _marks(eqn.invars, marked)
+        needed.update(_walk.variables(eqn.invars))
+        eqn_marks = _walk.marks_of(eqn.invars, marked)
         if any(eqn_marks):
-            names.update(*(_nonlinear(*each) for each in _inner(eqn, eqn_marks)))
+            names.update(*(_nonlinear(*each) for each in _walk.inner_jaxprs(eqn, eqn_marks)))
             if not _is_affine(eqn, eqn_marks):
                 names.add(eqn.primitive.name)
     return names
@@ -423,7 +331,7 @@ def _is_affine(eqn, marks: Sequence[bool]) -> bool:
     """Whether an equation is affine in its marked operands, if the jaxprs inside it are."""
     name = eqn.primitive.name
     # A `while` loop is none of these: it has no reverse mode, so no weight can be read off it.
-    if name in _CALLS or name == "scan":
+    if _walk.is_call(eqn) or name == "scan":
         return True
     if name == "convert_element_type":
         return jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact)
