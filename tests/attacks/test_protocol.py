@@ -60,7 +60,7 @@ X, Y = batch(MODEL)
 def make(name: str, threat: Threat):
     """The attack with a small budget."""
     cls = ATTACKS[name]
-    small = {"steps": 4, "restarts": 2, "norm": threat.name, "threat": threat}
+    small = {"steps": 4, "queries": 30, "restarts": 2, "norm": threat.name, "threat": threat}
     names = {field.name for field in dataclasses.fields(cls)}
     return cls(**{name: value for name, value in small.items() if name in names})
 
