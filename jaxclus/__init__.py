@@ -20,14 +20,17 @@ from jaxclus import (
 )
 from jaxclus._compile import jit
 from jaxclus._version import __version__
+from jaxclus.compose import Chain, Stochastic
 from jaxclus.linear import implicit_weight, linearize
 from jaxclus.threat import L1, L2, Linf
 from jaxclus.zoo import export, load
 
 __all__ = [
+    "Chain",
     "L1",
     "L2",
     "Linf",
+    "Stochastic",
     "__version__",
     "attacks",
     "clustering",

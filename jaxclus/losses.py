@@ -36,7 +36,60 @@ def margin(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array
     return others - jnp.where(own, logits, 0.0).sum(axis=-1)
 
 
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin}
+def dlr(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
+    """The difference of logits ratio, -(z_y - max_{i != y} z_i) / (z_p1 - z_p3), for k >= 3.
+
+    p sorts the logits downwards; 1e-12 is added to the denominator. Neither shifts nor scaling of
+    the logits change the loss. Croce and Hein, arXiv:2003.01690, equation 6.
+
+    Args:
+        logits: z, floating point [b, k].
+        labels: y, integers in [0, k).
+    """
+    highest = jax.lax.top_k(logits, 3)[0]
+    return margin(logits, labels) / (highest[:, 0] - highest[:, 2] + 1e-12)
+
+
+def targeted_dlr(
+    logits: Float[Array, "b k"], labels: Int[Array, " b"], targets: Int[Array, " b"]
+) -> Float[Array, " b"]:
+    """-(z_y - z_t) / (z_p1 - (z_p3 + z_p4) / 2) for k >= 4, where p sorts the logits downwards.
+
+    1e-12 is added to the denominator. Croce and Hein, arXiv:2003.01690, equation 7.
+
+    Args:
+        logits: z, floating point [b, k].
+        labels: y, integers in [0, k).
+        targets: t, integers in [0, k).
+    """
+    highest = jax.lax.top_k(logits, 4)[0]
+    spread = highest[:, 0] - (highest[:, 2] + highest[:, 3]) / 2
+    return logit_difference(logits, labels, targets) / (spread + 1e-12)
+
+
+def logit_difference(
+    logits: Float[Array, "b k"], labels: Int[Array, " b"], targets: Int[Array, " b"]
+) -> Float[Array, " b"]:
+    """z_t - z_y for each example: above 0 where the target has overtaken the label.
+
+    Args:
+        logits: z, floating point [b, k].
+        labels: y, integers in [0, k).
+        targets: t, integers in [0, k).
+    """
+    k = logits.shape[-1]
+    sign = jax.nn.one_hot(targets, k, dtype=logits.dtype)
+    sign -= jax.nn.one_hot(labels, k, dtype=logits.dtype)
+    return (sign * logits).sum(axis=-1)
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+def check_classes(loss: str | Loss, classes: int) -> None:
+    """Raises ValueError if the named loss needs more classes."""
+    if loss in ("dlr", dlr) and classes < 3:
+        raise ValueError(f"`loss` dlr needs at least 3 classes, got a model of {classes}")
 
 
 def get(loss: str | Loss) -> Loss:

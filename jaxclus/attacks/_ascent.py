@@ -66,6 +66,9 @@ class GradientAscent(BoundedAttack, abc.ABC):
         start = (self._start(keys, x), self._memory(x))
         return lax.stop_gradient(lax.fori_loop(0, self.steps, body, start)[0])
 
+    def check_classes(self, classes: int) -> None:
+        losses.check_classes(self.loss, classes)
+
     @property
     def steps_per_round(self) -> int:
         return self.steps
