@@ -209,3 +209,86 @@ def test_dead_code_is_not_named():
         return x @ w[0]
 
     assert _jaxpr.nonlinear_primitives(fn, W, X) == ()
+
+
+def influence(fn):
+    return _jaxpr.Influence(_jaxpr.dataflow(fn, W, X))
+
+
+def need_of(name, found):
+    """What the outputs of the operations of one name are needed for."""
+    return {found.need(op) for op in found.flow.operations if op.name == name}
+
+
+@pytest.mark.parametrize("form", NESTED)
+def test_nested_programs_are_flattened(form):
+    found = influence(form(jnp.sin))
+    (output,) = found.flow.outputs
+    assert output in found.dependent and output in found.smooth
+    wanted = {_jaxpr.Need.VALUE}
+    if form in (custom_vjp, custom_jvp):  # the rule's own derivative passes by what is inside
+        wanted = {_jaxpr.Need.SELECTION}
+    assert need_of("sin", found) == wanted
+    sines = [op for op in found.flow.operations if op.name == "sin"]
+    assert all(found.depends(op) and op.place.startswith("test_jaxpr.py:") for op in sines)
+    blind = _jaxpr.Influence(_jaxpr.dataflow(lambda w, x: form(jnp.sin)(w, w[2, :2]), W, X))
+    assert blind.dependent == {blind.flow.images}
+
+
+@pytest.mark.parametrize(
+    ("fn", "name", "need"),
+    [
+        (lambda w, x: jnp.where(x > 0, x, 0), "gt", "SELECTION"),
+        (lambda w, x: jnp.where(x > 0, w[0, :2], 0), "gt", "VALUE"),
+        (lambda w, x: lax.cond(x[0, 0] > 0, lambda x: x, lambda x: x + 1, x), "gt", "SELECTION"),
+        (lambda w, x: lax.cond(x[0, 0] > 0, lambda: w[0], lambda: w[1]), "gt", "VALUE"),
+        (lambda w, x: x * (x > 0), "gt", "FACTOR"),
+        (lambda w, x: x @ (x > 0).T, "gt", "FACTOR"),
+        (lambda w, x: x * (1.0 - (x > 0) * 0.5), "gt", "FACTOR"),
+        (lambda w, x: x + (x > 0), "gt", "VALUE"),
+        (lambda w, x: x + x * (x > 0), "gt", "FACTOR"),
+        (lambda w, x: x[jnp.argmax(x[:, 0])], "argmax", "SELECTION"),
+        (lambda w, x: w[jnp.argmax(x[0])], "argmax", "VALUE"),
+        (lambda w, x: jnp.asarray(x).at[jnp.argmax(x[:, 0])].set(0), "argmax", "SELECTION"),
+        (lambda w, x: w[0].at[jnp.argmax(x[0])].set(0.0), "argmax", "VALUE"),
+        (lambda w, x: jnp.take_along_axis(x, jnp.argsort(x), 1), "sort", "SELECTION"),
+        (lambda w, x: jnp.sort(x), "sort", "VALUE"),
+        (
+            lambda w, x: lax.dynamic_slice(x, (jnp.argmax(x[:, 0]), 0), (1, 2)),
+            "argmax",
+            "SELECTION",
+        ),
+        (
+            lambda w, x: lax.while_loop(lambda h: h[0, 0] > 0, lambda h: h - 1, x),
+            "gt",
+            "SELECTION",
+        ),
+        (lambda w, x: lax.while_loop(lambda i: x[0, 0] > i, lambda i: i + 1, 0), "gt", "VALUE"),
+        (lambda w, x: x + lax.stop_gradient(jnp.sin(x)), "sin", "SELECTION"),
+        (lambda w, x: lax.stop_gradient(jnp.sin(x)), "sin", "VALUE"),
+        (lambda w, x: (x, jnp.sin(x))[0], "sin", "NOTHING"),
+    ],
+)
+def test_what_a_value_is_needed_for(fn, name, need):
+    assert need_of(name, influence(fn)) == {_jaxpr.Need[need]}
+
+
+@pytest.mark.parametrize(
+    ("fn", "smooth"),
+    [
+        (lambda w, x: jnp.round(x), False),
+        (lambda w, x: jnp.round(x) + 1e-3 * x, True),
+        (lambda w, x: x.astype(int).astype(float), False),
+        (lambda w, x: jnp.sort(x), True),
+        (lambda w, x: jnp.argsort(x), False),
+        (lambda w, x: jnp.where(x > 0, 1.0, 0.0), False),
+        (lambda w, x: lax.stop_gradient(x), False),
+        (lambda w, x: custom_vjp(jnp.round)(w, x), True),  # as its rule has it
+        (lambda w, x: lax.scan(lambda h, wi: (jnp.round(h @ wi), None), x, w)[0], True),
+        (lambda w, x: jnp.round(lax.scan(lambda h, wi: (h @ wi, None), x, w)[0]), False),
+    ],
+)
+def test_where_a_derivative_ends(fn, smooth):
+    found = influence(fn)
+    (output,) = found.flow.outputs
+    assert output in found.dependent and (output in found.smooth) == smooth

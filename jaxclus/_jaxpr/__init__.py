@@ -1,9 +1,22 @@
 """The one package that reads jaxprs.
 
 `_walk` knows the equations that hold jaxprs themselves, `_linear` rewrites a classifier into its
-linear sub-network.
+linear sub-network, `_dataflow` states a classifier as one flat list of operations, `_influence`
+follows how the images reach its outputs there.
 """
 
+from jaxclus._jaxpr._dataflow import CUSTOM, Operation, Value, dataflow
+from jaxclus._jaxpr._influence import ARRANGING, Influence, Need
 from jaxclus._jaxpr._linear import linear_call, nonlinear_primitives
 
-__all__ = ["linear_call", "nonlinear_primitives"]
+__all__ = [
+    "ARRANGING",
+    "CUSTOM",
+    "Influence",
+    "Need",
+    "Operation",
+    "Value",
+    "dataflow",
+    "linear_call",
+    "nonlinear_primitives",
+]
