@@ -127,8 +127,9 @@ def lint(model: Classifier, x: Any) -> tuple[Finding, ...]:
       operation, affine maps aside: the loss has no gradient left where it saturates (an indicator
       of failure in arXiv:2106.09947). The last two are suspected.
 
-    Silence proves nothing: exploding or vanishing gradients, and a backward pass that belongs to
-    `model` in ways no program shows, are for the checks that run attacks.
+    Silence proves nothing: exploding or vanishing gradients and steps made of smooth functions are
+    for the checks that run attacks, and a step with one smooth branch that is never taken (the NaN
+    of `jnp.heaviside`) counts as a selection.
 
     Args:
         model: a classifier: images [b, h, w, c] -> logits [b, k]; also a `jc.Stochastic` one.
