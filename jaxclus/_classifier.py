@@ -44,12 +44,13 @@ def jit_over_model(
     return bind
 
 
-def _logits(model: Any, x: jax.Array) -> Any:
+def single_pass(model: Any, x: jax.Array) -> Any:
+    """The model's logits [b, k], of one pass with a fixed key if it is stochastic."""
     return compose.with_keys(model, image_keys(jax.random.key(0), jnp.arange(x.shape[0])))(x)
 
 
 #: `logits(model)(x)`: the model's logits [b, k], compiled; of one pass, if it is stochastic.
-logits = jit_over_model(_logits)
+logits = jit_over_model(single_pass)
 
 
 def verdict(model: Classifier, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:

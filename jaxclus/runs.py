@@ -98,7 +98,7 @@ def _cpu() -> str:
 @contextlib.contextmanager
 def progress(
     description: str, total: int, unit: str, *, enabled: bool = True, done: int = 0
-) -> Iterator[Callable[[int, str], None]]:
+) -> Iterator[Callable[[float, str], None]]:
     """A progress bar on stderr with rate and time left; yields `advance(count, text)`.
 
     Args:
@@ -123,10 +123,11 @@ def progress(
     with Progress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task(description, total=total, completed=done, rate="", text="")
 
-        def advance(count: int, text: str = "") -> None:
+        def advance(count: float, text: str = "") -> None:
             bars.advance(task, count)
             speed = bars.tasks[0].speed
-            rate = f"{speed:,.0f} {unit}/s" if speed else ""
+            digits = 0 if speed and speed >= 10 else 2
+            rate = f"{speed:,.{digits}f} {unit}/s" if speed else ""
             bars.update(task, rate=rate, text=text)
 
         yield advance

@@ -23,7 +23,8 @@ class _Memory(NamedTuple):
 class GradientAscent(BoundedAttack, abc.ABC):
     """x <- project(x + step_size * step(direction)), `steps` times from a start, `restarts` times.
 
-    Subclasses are dataclasses with a field `loss` and say how long, from where and which way.
+    Subclasses are dataclasses with a field `loss`, unless they say which loss a round has, and say
+    how long, from where and which way the steps go.
     """
 
     loss: str | losses.Loss
@@ -37,6 +38,10 @@ class GradientAscent(BoundedAttack, abc.ABC):
     @abc.abstractmethod
     def _start(self, keys: jax.Array, x: jax.Array) -> jax.Array:
         """The first iterate."""
+
+    def _loss(self, images: Images) -> losses.Loss:
+        """What is maximised in a round; the field `loss` by default."""
+        return losses.get(self.loss)
 
     def _memory(self, x: jax.Array) -> Any:
         """What the direction remembers from step to step; nothing by default."""
@@ -87,14 +92,14 @@ class GradientAscent(BoundedAttack, abc.ABC):
 
     def step(self, model: Classifier, images: Images, i: jax.Array, state: State) -> State:
         x_adv, memory = state.memory
-        loss, keys = losses.get(self.loss), compose.split(images.keys, i)
+        loss, keys = self._loss(images), compose.split(images.keys, i)
         at = _gradient.evaluate_with_gradient(model, keys, loss, x_adv, images.y)
         moved = _Memory(*self._ascend(at.gradient, images.x, x_adv, memory))
         return keep(state, x_adv, at.loss, at.wrong)._replace(memory=moved)
 
     def finish(self, model: Classifier, images: Images, state: State) -> State:
         x_adv, keys = state.memory.iterate, compose.split(images.keys, self.steps)
-        found = _gradient.evaluate(model, keys, losses.get(self.loss), x_adv, images.y)
+        found = _gradient.evaluate(model, keys, self._loss(images), x_adv, images.y)
         return keep(state, x_adv, *found)
 
 

@@ -41,14 +41,15 @@ class AttackResult(NamedTuple):
         norm: norm of `x_adv - x` [b].
         queries: forward and gradient passes spent on each image [b]. They count the search, one
             forward pass for the clean verdict and, where a search took place, one for the final.
-        trace: the loss at every iterate [rounds, steps, b], if asked for, else None.
+        trace: the loss at every iterate [rounds, steps, b], if asked for, else None; a tuple of
+            those of the members if the attack is an ensemble.
     """
 
     x_adv: Float[Array, "b h w c"]
     success: Bool[Array, " b"]
     norm: Float[Array, " b"]
     queries: Queries
-    trace: jax.Array | None
+    trace: Any
 
 
 class Images(NamedTuple):
@@ -88,18 +89,23 @@ class State(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What an attack's search hands to the verdict."""
+    """What an attack's search hands to the verdict.
+
+    Attributes:
+        x_adv: the best candidates [b, h, w, c].
+        success: whether the search saw them misclassified, inside the threat if there is one [b].
+        queries: passes spent.
+        trace: the loss at every iterate [rounds, steps, b], or None.
+    """
 
     x_adv: jax.Array
+    success: jax.Array
     queries: Queries
-    trace: jax.Array | None
+    trace: Any
 
 
 class Attack(abc.ABC):
-    """An adversary. Subclasses say how a round starts, what a step does and how many there are.
-
-    They are dataclasses with a field `threat`, the threat model: None if there is no bound.
-    """
+    """An adversary: a dataclass with a field `threat`, the threat model; None means no bound."""
 
     threat: Threat | None
 
@@ -172,7 +178,35 @@ class Attack(abc.ABC):
     def check_classes(self, classes: int) -> None:  # noqa: B027 (most attacks need no more than 2)
         """Raises ValueError if the attack cannot work with so few classes."""
 
-    # What a subclass says.
+    @abc.abstractmethod
+    def members(self, classes: int) -> "list[tuple[str, SteppedAttack]]":
+        """The attacks that this one consists of, by name, for a model of so many classes."""
+
+    def skipped(self, classes: int) -> dict[str, str]:
+        """The members that so few classes leave out, each with the reason."""
+        return {}
+
+    @abc.abstractmethod
+    def _search(
+        self,
+        keys: jax.Array,
+        model: Classifier,
+        x: jax.Array,
+        y: jax.Array,
+        logits: jax.Array,
+        active: jax.Array,
+        *,
+        trace: bool,
+    ) -> Search:
+        """The best candidates of the images that are `active` [b], x itself for the others.
+
+        Args:
+            logits: the clean images' logits [b, k].
+        """
+
+
+class SteppedAttack(Attack):
+    """An attack of rounds and steps. Subclasses say how a round starts and what a step does."""
 
     @property
     @abc.abstractmethod
@@ -212,6 +246,9 @@ class Attack(abc.ABC):
         """The state at the end of a round, where the last iterate is still to be judged."""
         return state
 
+    def members(self, classes: int) -> "list[tuple[str, SteppedAttack]]":
+        return [(type(self).__name__, self)]
+
     def _search(
         self,
         keys: jax.Array,
@@ -223,18 +260,13 @@ class Attack(abc.ABC):
         *,
         trace: bool,
     ) -> Search:
-        """The best candidates of the images that are `active` [b], x itself for the others.
-
-        Args:
-            logits: the clean images' logits [b, k].
-        """
         from jaxclus.attacks import _search
 
         return _search.search(self, keys, model, x, y, logits, active, trace=trace)
 
 
 @dataclasses.dataclass(frozen=True)
-class BoundedAttack(Attack):
+class BoundedAttack(SteppedAttack):
     """An adversary within a threat model.
 
     Attributes:
@@ -253,7 +285,7 @@ class BoundedAttack(Attack):
 
 
 @dataclasses.dataclass(frozen=True)
-class MinimumNormAttack(Attack):
+class MinimumNormAttack(SteppedAttack):
     """An adversary that looks for the closest misclassified image, in the box alone.
 
     A candidate's value is minus its norm. Without `threat`, success is misclassification, and the

@@ -8,7 +8,7 @@ from jax import lax
 
 from jaxclus import compose
 from jaxclus._classifier import Classifier
-from jaxclus.attacks._base import Attack, Images, Queries, Search, State
+from jaxclus.attacks._base import Images, Queries, Search, State, SteppedAttack
 
 
 class Slots(NamedTuple):
@@ -36,13 +36,13 @@ def select(which: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(leaf, new, old)
 
 
-def begin(attack: Attack, images: Images, live: jax.Array) -> Slots:
+def begin(attack: SteppedAttack, images: Images, live: jax.Array) -> Slots:
     """Slots at the start of a round."""
     return Slots(images, jnp.zeros(live.shape, jnp.int32), attack.start(images), live)
 
 
 def advance(
-    attack: Attack, model: Classifier, slots: Slots, limit: jax.Array | int, enough: jax.Array | int
+    attack: SteppedAttack, model: Classifier, slots: Slots, limit: jax.Array | int, enough: jax.Array | int
 ) -> Slots:
     """Takes at most `limit` steps, while at least `enough` slots (1 or more) are live.
 
@@ -73,7 +73,7 @@ def advance(
     return lax.cond(ended.any(), finish, lambda slots: slots, slots)
 
 
-def queries(attack: Attack, steps: jax.Array) -> Queries:
+def queries(attack: SteppedAttack, steps: jax.Array) -> Queries:
     """What so many steps [b] of a round asked of the model."""
     ended = steps > attack.steps_per_round
     taken = steps - ended
@@ -82,7 +82,7 @@ def queries(attack: Attack, steps: jax.Array) -> Queries:
 
 
 def search(
-    attack: Attack,
+    attack: SteppedAttack,
     keys: jax.Array,
     model: Classifier,
     x: jax.Array,
@@ -117,11 +117,11 @@ def search(
 
     nothing = (x, jnp.full(y.shape, -jnp.inf), none > 0, Queries(none, none))
     numbers = jnp.arange(attack.rounds(logits.shape[-1]))
-    (x_adv, _, _, spent), history = lax.scan(one_round, nothing, numbers)
-    return Search(x_adv, spent, history)
+    (x_adv, _, broken, spent), history = lax.scan(one_round, nothing, numbers)
+    return Search(x_adv, broken, spent, history)
 
 
-def _trace(attack: Attack, model: Classifier, slots: Slots) -> tuple[Slots, jax.Array]:
+def _trace(attack: SteppedAttack, model: Classifier, slots: Slots) -> tuple[Slots, jax.Array]:
     """All steps of a round, and the loss at every iterate [steps, b]."""
 
     def keep(old: State, new: State) -> State:

@@ -5,23 +5,28 @@ from jaxclus.evaluation._clustering_effect import (
     LinearVariant,
     clustering_effect,
 )
+from jaxclus.evaluation._result import MemberResult, Robustness, Spread, spread
 from jaxclus.evaluation._robustness import (
     MICROBATCH,
-    Robustness,
     correct,
     describe,
     robustness,
     robustness_curve,
+    robustness_over_seeds,
 )
 
 __all__ = [
     "MICROBATCH",
     "ClusteringEffect",
     "LinearVariant",
+    "MemberResult",
     "Robustness",
+    "Spread",
     "clustering_effect",
     "correct",
     "describe",
     "robustness",
     "robustness_curve",
+    "robustness_over_seeds",
+    "spread",
 ]

@@ -3,95 +3,28 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxclus import _checks, _classifier, metrics, parallel, runs
+from jaxclus import _checks, _classifier, parallel, runs
 from jaxclus._classifier import Classifier
-from jaxclus.attacks import Attack, bind
+from jaxclus.attacks import Attack
+from jaxclus.attacks._base import SteppedAttack
 from jaxclus.data import Dataset, to_float
+from jaxclus.evaluation import _packing
+from jaxclus.evaluation._progress import Progress, identity
+from jaxclus.evaluation._result import MemberResult, Robustness
+from jaxclus.threat import Threat, image_keys
 
-#: Images in one compiled call on each device. One fixed shape for all of an evaluation: rounding
-#: depends on the shape, and verdicts must not depend on how many images are asked for.
-MICROBATCH = 100
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Robustness:
-    """Verdicts of one attack on one data set.
-
-    Attributes:
-        attack: the attack with all its settings.
-        dataset: name of the data set.
-        split: name of its split.
-        seed: the key's data.
-        clean: whether each clean image is classified correctly, bool [n].
-        robust: whether each image still is under attack, bool [n]; never where `clean` is not.
-        norms: norm of each perturbation, float32 [n]; 0 for images that were not attacked.
-        low: smallest pixel of all adversarial images.
-        high: largest pixel of all adversarial images.
-        seconds: wall time of the attack, with compilation.
-    """
-
-    attack: Attack
-    dataset: str
-    split: str
-    seed: tuple[int, ...]
-    clean: np.ndarray
-    robust: np.ndarray
-    norms: np.ndarray
-    low: float
-    high: float
-    seconds: float
-
-    @property
-    def clean_accuracy(self) -> float:
-        """Share of images classified correctly without attack."""
-        return float(self.clean.mean())
-
-    @property
-    def robust_accuracy(self) -> float:
-        """Share of images classified correctly without and under attack."""
-        return float(self.robust.mean())
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values, the verdicts as strings of 0 and 1.
-
-        "images_per_second" counts the images that were attacked, those that `clean` holds.
-        """
-        return {
-            "attack": describe(self.attack),
-            "norm": self.attack.threat.name,
-            "eps": float(self.attack.threat.eps),
-            "dataset": self.dataset,
-            "split": self.split,
-            "num_images": len(self.clean),
-            "seed": list(self.seed),
-            "clean_accuracy": self.clean_accuracy,
-            "robust_accuracy": self.robust_accuracy,
-            "largest_norm": float(self.norms.max()),
-            "range": [self.low, self.high],
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(int(self.clean.sum()) / self.seconds, 1),
-            "clean": "".join(map(str, self.clean.astype(int))),
-            "robust": "".join(map(str, self.robust.astype(int))),
-        }
-
-
-def describe(attack: Attack) -> str:
-    """The attack's name and settings but for the threat model, as "PGD(steps=20, restarts=1)"."""
-    fields = (field.name for field in dataclasses.fields(attack) if field.name != "threat")
-    settings = ((name, getattr(attack, name)) for name in fields)
-    # A callable by its name: its repr holds an address, which another run does not have.
-    shown = (
-        f"{name}={getattr(value, '__name__', value)}"
-        for name, value in settings
-        if value is not None
-    )
-    return f"{type(attack).__name__}({', '.join(shown)})"
+#: Images in one physical batch on each device, by platform: a fixed number, for rounding depends on
+#: the shape, and verdicts must not depend on how many images are asked for.
+MICROBATCH = {"cpu": 128}
+_MICROBATCH_ACCELERATOR = 512
 
 
 def correct(
@@ -106,13 +39,8 @@ def correct(
     """
     _check(model, data)
     mesh = parallel.mesh(devices)
-    predict = _classifier.logits(_placed(model, mesh))
-
-    def verdicts(x, y, index):
-        return metrics.correct(predict(x), y)
-
-    with jax.default_matmul_precision("highest"):
-        return _over(data, np.arange(len(data)), verdicts, mesh, lambda count: None)
+    key = jax.device_put(jax.random.key(0), parallel.replicated(mesh))
+    return _clean(key, model, data, mesh, _default_microbatch(mesh))[1]
 
 
 def robustness(
@@ -121,28 +49,44 @@ def robustness(
     attack: Attack,
     data: Dataset,
     *,
+    batch_size: int = 250,
+    directory: Path | str | None = None,
+    microbatch: int | None = None,
     devices: Sequence[Any] | None = None,
     progress: bool = True,
 ) -> Robustness:
     """Attacks every image that the model classifies correctly.
 
-    Verdicts are recomputed from the final images in float32 under matmul precision "highest", and
-    an image whose perturbation leaves ball or box does not count as broken. Work goes in full
-    microbatches of one shape over all devices, in the order of the data set.
+    Images that are broken leave the batch, waiting ones take their place. Verdicts are recomputed
+    from the final images in float32 under matmul precision "highest", and an image whose
+    perturbation leaves ball or box does not count as broken; a second pass at half the batch counts
+    the predictions that depend on rounding.
 
     Args:
         key: a typed key; image i uses `fold_in(key, i)`.
         model: a classifier, images [b, h, w, c] in [0, 1] -> float32 logits [b, k].
-        attack: the attack.
+        attack: the attack. A minimum-norm attack needs its `threat`.
         data: the data set.
+        batch_size: number of finished images after which the state is saved (it also is once a
+            minute), at least 1; no verdict depends on it.
+        directory: where to keep the state, the adversarial images and the report; an evaluation
+            that was stopped goes on from there, one that was finished is read. None keeps nothing.
+        microbatch: images in one physical batch on each device, at least 1; default 128 on CPUs,
+            512 on accelerators. Fewer need less memory. Rounding, and with it the verdict of an
+            image in a thousand, can depend on it.
         devices: default: all.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar for each attack.
 
     Raises:
-        TypeError, ValueError: if the key, the model or the data do not fit.
+        TypeError, ValueError: if the key, the model or the data do not fit, the attack needs more
+            classes, or `directory` holds another evaluation.
     """
     _check_attack(attack)
-    return _robustness(key, model, [attack], data, devices=devices, progress=progress)[0]
+    _checks.at_least("batch_size", batch_size, 1)
+    found = _robustness(
+        key, model, [attack], data, batch_size, directory, microbatch, devices, progress
+    )
+    return found[0]
 
 
 def robustness_curve(
@@ -152,6 +96,9 @@ def robustness_curve(
     data: Dataset,
     eps: Sequence[float],
     *,
+    batch_size: int = 250,
+    directory: Path | str | None = None,
+    microbatch: int | None = None,
     devices: Sequence[Any] | None = None,
     progress: bool = True,
 ) -> list[Robustness]:
@@ -160,11 +107,49 @@ def robustness_curve(
     Args:
         eps: the radii, each above 0, on the pixel scale. They replace the attack's own; a step
             size given in the attack stays as it is.
+        directory: as for `robustness`; each radius has a folder "eps-0.1" in it.
     """
     _check_attack(attack)
-    threats = [type(attack.threat)(float(radius)) for radius in eps]
-    attacks = [dataclasses.replace(attack, threat=threat) for threat in threats]
-    return _robustness(key, model, attacks, data, devices=devices, progress=progress)
+    attacks = []
+    for radius in eps:
+        threat = type(attack.ball)(float(radius))
+        attacks.append(dataclasses.replace(attack, threat=threat))  # pyright: ignore[reportArgumentType]
+    return _robustness(
+        key, model, attacks, data, batch_size, directory, microbatch, devices, progress,
+        folder=lambda attack: f"eps-{float(attack.ball.eps):.6g}",
+    )  # fmt: skip
+
+
+def robustness_over_seeds(
+    key: jax.Array,
+    model: Classifier,
+    attack: Attack,
+    data: Dataset,
+    seeds: int,
+    *,
+    batch_size: int = 250,
+    directory: Path | str | None = None,
+    microbatch: int | None = None,
+    devices: Sequence[Any] | None = None,
+    progress: bool = True,
+) -> list[Robustness]:
+    """`robustness` with several keys, `fold_in(key, 0)`, `fold_in(key, 1)`, ...; see `spread`.
+
+    Args:
+        seeds: number of keys, at least 1.
+        directory: as for `robustness`; each key has a folder "seed-0" in it.
+    """
+    _check_attack(attack)
+    _checks.typed_key("key", key)
+    _checks.at_least("seeds", seeds, 1)
+    folders = [None if directory is None else Path(directory) / f"seed-{i}" for i in range(seeds)]
+    return [
+        robustness(
+            jax.random.fold_in(key, number), model, attack, data, batch_size=batch_size,
+            directory=folder, microbatch=microbatch, devices=devices, progress=progress,
+        )
+        for number, folder in enumerate(folders)
+    ]  # fmt: skip
 
 
 def _robustness(
@@ -172,72 +157,254 @@ def _robustness(
     model: Classifier,
     attacks: Sequence[Attack],
     data: Dataset,
-    *,
+    batch_size: int,
+    directory: Path | str | None,
+    microbatch: int | None,
     devices: Sequence[Any] | None,
     progress: bool,
+    folder: Callable[[Attack], str] = lambda attack: "",
 ) -> list[Robustness]:
-    """`robustness` under each attack, with the model's program bound once."""
+    """`robustness` under each attack, with the model's programs bound once."""
     _checks.typed_key("key", key)
-    clean = correct(model, data, devices=devices)
+    _check(model, data)
     mesh = parallel.mesh(devices)
+    size = _default_microbatch(mesh) if microbatch is None else microbatch
+    _checks.at_least("microbatch", size, 1)
     key = jax.device_put(key, parallel.replicated(mesh))
-    run = bind(_placed(model, mesh))
-    return [_under(key, run, attack, data, clean, mesh, progress) for attack in attacks]
+    placed = _placed(model, mesh)
+    evaluation = _Evaluation(key, placed, data, mesh, size, batch_size, progress)
+    found = []
+    for attack in attacks:
+        evaluation.check(attack)
+        place = None if directory is None else Path(directory) / folder(attack)
+        found.append(evaluation.under(attack, place))
+    return found
 
 
-def _under(
-    key: jax.Array,
-    run: Callable[..., Any],
-    attack: Attack,
-    data: Dataset,
-    clean: np.ndarray,
-    mesh: Mesh,
-    progress: bool,
-) -> Robustness:
-    """The verdicts of one attack on the images that are classified correctly."""
-    begin = time.perf_counter()
-    attacked = np.flatnonzero(clean)
+class _Evaluation:
+    """A model and a data set that attacks are judged on."""
 
-    def verdicts(x, y, index):
-        result = run(attack, key, x, y, index, trace=False)
-        pixels = result.x_adv.reshape(x.shape[0], -1)
-        return result.success, result.norm, pixels.min(axis=1), pixels.max(axis=1)
+    def __init__(
+        self,
+        key: jax.Array,
+        model: Classifier,
+        data: Dataset,
+        mesh: Mesh,
+        microbatch: int,
+        batch_size: int,
+        progress: bool,
+    ):
+        self.key, self.model, self.data, self.mesh = key, model, data, mesh
+        self.microbatch, self.batch_size, self.progress = microbatch, batch_size, progress
+        self.logits, self.clean = _clean(key, model, data, mesh, microbatch)
+        self.advance, self.judge = _packing.bind(model), _bind_judge(model)
+        self.flops = _flops(model, data)
 
-    robust, norms = clean.copy(), np.zeros(len(data), np.float32)
-    low, high = np.float32(0), np.float32(1)
-    label = f"{type(attack).__name__} {attack.threat.name} eps {float(attack.threat.eps):.4g}"
-    if len(attacked):
-        with (
-            runs.progress(label, len(attacked), "images", enabled=progress) as advance,
-            jax.default_matmul_precision("highest"),
-        ):
-            broken, norms[attacked], lows, highs = _over(data, attacked, verdicts, mesh, advance)
-        low, high = lows.min(), highs.max()
-        robust[attacked] = ~(broken & _inside(attack, norms[attacked], lows, highs))
-    return Robustness(
-        attack=attack,
-        dataset=data.name,
-        split=data.split,
-        seed=tuple(np.asarray(jax.random.key_data(key)).tolist()),
-        clean=clean,
-        robust=robust,
-        norms=norms,
-        low=float(low),
-        high=float(high),
-        seconds=time.perf_counter() - begin,
-    )
+    def check(self, attack: Attack) -> None:
+        if attack.threat is None:
+            raise ValueError(
+                "`attack` must have a threat model to be judged by, as FAB(norm, threat=Linf(8 / "
+                f"255)), got {attack!r}"
+            )
+        attack.check_classes(self.logits.shape[1])
+
+    def under(self, attack: Attack, directory: Path | None) -> Robustness:
+        """The verdicts of one attack, going on from what the directory holds."""
+        seed = tuple(np.asarray(jax.random.key_data(self.key)).tolist())
+        who = identity(attack, self.model, self.data, self.logits, seed, self.mesh, self.microbatch)
+        saved = Progress.open(directory, who, self.data.images.shape)
+        classes = self.logits.shape[1]
+        members, broken = attack.members(classes), np.zeros(len(self.data), bool)
+        for number, (name, member) in enumerate(members):
+            if number < len(saved.members):
+                broken = self.clean & ~saved.members[number].robust
+                continue
+            single = len(members) == 1 and isinstance(attack, SteppedAttack)
+            broken |= self._member(saved, name, member, None if single else number, broken)
+            result = self._member_result(saved, name, member, self.clean & ~broken)
+            saved.finish_member(result)
+        return self._result(attack, seed, saved)
+
+    def _member(
+        self,
+        saved: Progress,
+        name: str,
+        attack: SteppedAttack,
+        number: int | None,
+        broken: np.ndarray,
+    ) -> np.ndarray:
+        """Which of the images that still stand this attack breaks, bool [n]."""
+        begin, attacked = time.perf_counter(), self.clean & ~broken
+        member = None if number is None else jax.device_put(
+            jnp.int32(number), parallel.replicated(self.mesh)
+        )  # fmt: skip
+        work = _packing.Work(
+            self.key, member, self.data.images, self.data.labels, self.logits, self.mesh,
+            self.microbatch, self.flops,
+        )  # fmt: skip
+        ledger, pending = saved.resume(work, attack, attacked)
+        label = f"{name} {attack.ball.name} eps {float(attack.ball.eps):.4g}"
+        total, seconds = int(attacked.sum()), saved.seconds
+        with runs.progress(label, total, "images", enabled=self.progress) as advance:
+            shown = 0.0
+
+            def after(pending: _packing.Pending, finished: int, done: float) -> None:
+                nonlocal shown
+                advance(done - shown, f"{int(ledger.success.sum())} broken")
+                shown = done
+                saved.seconds = seconds + time.perf_counter() - begin
+                saved.keep(ledger, pending, finished, self.batch_size)
+
+            if total:
+                with jax.default_matmul_precision("highest"):
+                    _packing.run(work, self.advance, attack, ledger, saved.x_adv, pending, after)
+        found = np.flatnonzero(attacked)
+        wrong, norms, low, high = self._judge(saved.x_adv, found, attack.ball, self.microbatch)
+        inside = (norms <= float(attack.ball.limit)) & (low >= 0) & (high <= 1)
+        result = np.zeros_like(attacked)
+        result[found] = wrong & inside
+        if number is not None:  # what did not break is the clean image again
+            standing = np.flatnonzero(attacked & ~result)
+            saved.x_adv[standing] = np.asarray(to_float(self.data.images[standing]))
+        else:
+            outside = found[~((norms < np.inf) & inside)]
+            saved.x_adv[outside] = np.asarray(to_float(self.data.images[outside]))
+        saved.ledger = ledger
+        saved.seconds = seconds + time.perf_counter() - begin
+        return result
+
+    def _member_result(
+        self, saved: Progress, name: str, attack: SteppedAttack, robust: np.ndarray
+    ) -> MemberResult:
+        attacked = int(self.clean.sum()) if not saved.members else int(
+            saved.members[-1].robust.sum()
+        )  # fmt: skip
+        return MemberResult(
+            name=name,
+            attack=describe(attack),
+            attacked=attacked,
+            robust=robust,
+            seconds=saved.seconds,
+            forward=int(saved.ledger.forward.sum(dtype=np.int64)),
+            gradient=int(saved.ledger.gradient.sum(dtype=np.int64)),
+        )
+
+    def _result(self, attack: Attack, seed: tuple[int, ...], saved: Progress) -> Robustness:
+        clean, data = np.flatnonzero(self.clean), self.data
+        robust = saved.members[-1].robust if saved.members else self.clean
+        norms, low, high = np.zeros(len(data), np.float32), 0.0, 1.0
+        disagreements = 0
+        if len(clean):
+            _, norms[clean], lows, highs = self._judge(
+                saved.x_adv, clean, attack.ball, self.microbatch
+            )
+            low, high = float(lows.min()), float(highs.max())
+            second, *_ = self._judge(saved.x_adv, clean, attack.ball, max(1, self.microbatch // 2))
+            first, *_ = self._judge(saved.x_adv, clean, attack.ball, self.microbatch)
+            disagreements = int((second != first).sum())
+        wrong = np.flatnonzero(~self.clean)
+        saved.x_adv[wrong] = np.asarray(to_float(data.images[wrong]))
+        result = Robustness(
+            attack=attack,
+            dataset=data.name,
+            split=data.split,
+            seed=seed,
+            clean=self.clean,
+            robust=robust,
+            norms=norms,
+            low=low,
+            high=high,
+            members=tuple(saved.members),
+            skipped=attack.skipped(self.logits.shape[1]),
+            disagreements=disagreements,
+            microbatch=self.microbatch,
+            num_devices=self.mesh.size,
+            adversarial=saved.x_adv,
+        )
+        saved.finish(result)
+        return result
+
+    def _judge(
+        self, x_adv: np.ndarray, chosen: np.ndarray, ball: Threat, microbatch: int
+    ) -> tuple[np.ndarray, ...]:
+        """Whether each adversarial image is misclassified, its norm, lowest and highest pixel."""
+        results, size = [], microbatch * self.mesh.size
+        ball = jax.device_put(ball, parallel.replicated(self.mesh))
+        for index, count in _microbatches(chosen, size):
+            batch = (x_adv[index], self.data.images[index], self.data.labels[index], _int32(index))
+            batch = jax.device_put(batch, parallel.over_batch(self.mesh))
+            with jax.default_matmul_precision("highest"):
+                out = self.judge(ball, self.key, *batch)
+            results.append([np.asarray(leaf)[:count] for leaf in out])
+        if not results:
+            nothing = np.zeros(0, np.float32)
+            return nothing > 0, nothing, nothing, nothing
+        return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
 
 
-def _inside(attack: Attack, norms: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Whether each image is inside ball and box, but for rounding."""
-    eps = float(attack.threat.eps)
-    slack = 1e-6 if attack.threat.name == "linf" else 1e-5 * eps
-    return (norms <= eps + slack) & (low >= 0) & (high <= 1)
+def _judged(model, ball, key, x_adv, images, y, index):
+    _, predicted = _classifier.verdict(model, image_keys(key, index), x_adv)
+    pixels = x_adv.reshape(x_adv.shape[0], -1)
+    norm = ball.norm(x_adv - to_float(images))
+    return predicted != y, norm, pixels.min(axis=1), pixels.max(axis=1)
+
+
+_bind_judge = _classifier.jit_over_model(_judged)
+
+
+def _predicted(model, key, images, index):
+    return _classifier.verdict(model, image_keys(key, index), to_float(images))
+
+
+_bind_verdict = _classifier.jit_over_model(_predicted)
+
+
+def _clean(
+    key: jax.Array, model: Classifier, data: Dataset, mesh: Mesh, microbatch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of the clean images, float32 [n, k], and whether each is classified correctly [n]."""
+    predict = _bind_verdict(_placed(model, mesh))
+    results = []
+    for index, count in _microbatches(np.arange(len(data)), microbatch * mesh.size):
+        batch = jax.device_put((data.images[index], _int32(index)), parallel.over_batch(mesh))
+        with jax.default_matmul_precision("highest"):
+            logits, predicted = predict(key, *batch)
+        results.append((np.asarray(logits)[:count], np.asarray(predicted)[:count]))
+    logits, predicted = (np.concatenate(parts) for parts in zip(*results, strict=True))
+    return logits, predicted == data.labels
+
+
+def _flops(model: Classifier, data: Dataset) -> float:
+    """Floating-point operations of a forward pass for one image, as XLA counts them."""
+    image = jax.ShapeDtypeStruct((1, *data.input_shape), jnp.float32)
+    lowered = jax.jit(lambda x: _classifier.single_pass(model, x)).lower(image)
+    return float((lowered.cost_analysis() or {}).get("flops", 0.0))
+
+
+def describe(attack: Attack) -> str:
+    """The attack's name and settings but for the threat model, as "PGD(steps=20, restarts=1)"."""
+    fields = (field.name for field in dataclasses.fields(attack) if field.name != "threat")  # pyright: ignore
+    settings = ((name, getattr(attack, name)) for name in fields)
+    shown = (f"{name}={_shown(value)}" for name, value in settings if value not in (None, ()))
+    return f"{type(attack).__name__}({', '.join(shown)})"
+
+
+def _shown(value: Any) -> str:
+    """A callable by its name: its repr holds an address, which another run does not have."""
+    if isinstance(value, tuple):
+        return "+".join(_shown(entry) for entry in value)
+    if isinstance(value, Attack):
+        return describe(value)
+    return str(getattr(value, "__name__", value))
 
 
 def _check_attack(attack: Attack) -> None:
     if not isinstance(attack, Attack):
         raise TypeError(f"`attack` must be one of jc.attacks, got {type(attack).__name__}")
+
+
+def _default_microbatch(mesh: Mesh) -> int:
+    return MICROBATCH.get(mesh.devices.flat[0].platform, _MICROBATCH_ACCELERATOR)
 
 
 def _placed(model: Classifier, mesh: Mesh) -> Classifier:
@@ -258,22 +425,8 @@ def _check(model: Classifier, data: Dataset) -> None:
         )
 
 
-def _over(
-    data: Dataset,
-    chosen: np.ndarray,
-    verdicts: Callable[..., Any],
-    mesh: Mesh,
-    advance: Callable[..., None],
-) -> Any:
-    """`verdicts(x, y, index)` over the chosen images, the padding cut off, on the host."""
-    results = []
-    for index, count in _microbatches(chosen, MICROBATCH * mesh.size):
-        batch = (data.images[index], data.labels[index], index.astype(np.int32))
-        images, y, placed = jax.device_put(batch, parallel.over_batch(mesh))
-        out = verdicts(to_float(images), y, placed)
-        results.append(jax.tree.map(lambda leaf: np.asarray(leaf)[:count], out))  # noqa: B023
-        advance(count)
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+def _int32(index: np.ndarray) -> np.ndarray:
+    return index.astype(np.int32)
 
 
 def _microbatches(chosen: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -1,0 +1,139 @@
+"""AutoAttack: an ensemble of attacks without parameters to tune."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxclus import _checks, _pytree, compose
+from jaxclus._classifier import Classifier
+from jaxclus.attacks._apgd import APGD, TargetedAPGD
+from jaxclus.attacks._base import Attack, Queries, Search, SteppedAttack
+from jaxclus.attacks._fab import FAB, TargetedFAB
+from jaxclus.attacks._square import Square
+from jaxclus.threat import L1, Threat
+
+VERSIONS = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+
+
+def _member(name: str, threat: Threat, version: str) -> SteppedAttack:
+    """The attack of a name with the settings it has in a version."""
+    many = 5 if version == "plus" or (version == "standard" and isinstance(threat, L1)) else 1
+    if name == "apgd-ce":
+        return APGD(threat, restarts=many)
+    if name == "apgd-dlr":
+        return APGD(threat, loss="dlr", restarts=many)
+    if name == "apgd-t":
+        few = version == "standard" and isinstance(threat, L1)
+        return TargetedAPGD(threat, targets=5 if few else 9)
+    if name == "fab":
+        return FAB(threat.name, threat, restarts=5 if version == "plus" else 1)
+    if name == "fab-t":
+        return TargetedFAB(threat.name, threat)
+    return Square(threat)
+
+
+@_pytree.register
+@dataclasses.dataclass(frozen=True)
+class AutoAttack(Attack):
+    """Several attacks one after the other, each on the images that all before it left standing.
+
+    - "standard": APGD on the cross-entropy, targeted APGD on the DLR loss (9 targets), targeted FAB
+      (9 targets), Square (5,000 queries). In the L1 norm, 5 restarts and 5 targets for APGD.
+    - "plus": APGD on the cross-entropy and on the DLR loss with 5 restarts each, FAB with 5
+      restarts, Square, targeted APGD, targeted FAB.
+    - "rand": APGD on the cross-entropy and on the DLR loss, for a stochastic classifier:
+      `jc.attacks.EOT(model, samples=20)` averages its gradients.
+    - "custom": the attacks given.
+
+    An image is broken if any member breaks it. Every member starts from the clean image. A member
+    that needs more classes than the model has is left out (`skipped` says so). As in the reference
+    implementation, the adversarial image of an unbroken one is the clean image itself.
+
+    Attributes:
+        threat: the threat model.
+        version: "standard", "plus", "rand" or "custom".
+        attacks: with "custom", the members: names as above ("apgd-ce", "apgd-dlr", "apgd-t", "fab",
+            "fab-t", "square"), with the settings of "standard", or attacks of the same threat
+            model; else empty.
+
+    Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+    parameter-free attacks", ICML 2020, arXiv:2003.01690, section 5; settings of the reference
+    implementation (fra31/auto-attack, revision a392200).
+    """
+
+    threat: Threat
+    version: str = dataclasses.field(default="standard", metadata={"static": True})
+    attacks: tuple[str | SteppedAttack, ...] = dataclasses.field(
+        default=(), metadata={"static": True}
+    )
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threat, Threat):
+            raise TypeError(f"`threat` must be one as Linf(8 / 255) makes, got {self.threat!r}")
+        _checks.one_of("version", self.version, (*VERSIONS, "custom"))
+        if (self.version == "custom") != bool(self.attacks):
+            raise ValueError(
+                '`attacks` must name the members if `version` is "custom", and be empty otherwise, '
+                f"got {self.attacks!r} with {self.version!r}"
+            )
+        names = {name for members in VERSIONS.values() for name in members}
+        for member in self.attacks:
+            if isinstance(member, str):
+                _checks.one_of("attacks", member, names)
+            elif not isinstance(member, SteppedAttack):
+                raise TypeError(f"`attacks` must be names or attacks, got {member!r}")
+
+    @property
+    def ball(self) -> Threat:
+        return self.threat
+
+    def _all(self) -> list[tuple[str, SteppedAttack]]:
+        given = self.attacks or VERSIONS[self.version]
+        return [
+            (given, _member(given, self.threat, self.version))
+            if isinstance(given, str)
+            else (type(given).__name__, dataclasses.replace(given, threat=self.threat))  # pyright: ignore
+            for given in given
+        ]
+
+    def members(self, classes: int) -> list[tuple[str, SteppedAttack]]:
+        """The attacks by name, in order, that a model of so many classes can be attacked with."""
+        left_out = self.skipped(classes)
+        return [(name, attack) for name, attack in self._all() if name not in left_out]
+
+    def skipped(self, classes: int) -> dict[str, str]:
+        """The members that are left out for a model of so many classes, each with the reason."""
+        reasons = {}
+        for name, attack in self._all():
+            try:
+                attack.check_classes(classes)
+            except ValueError as error:
+                reasons[name] = str(error)
+        return reasons
+
+    def _search(
+        self,
+        keys: jax.Array,
+        model: Classifier,
+        x: jax.Array,
+        y: jax.Array,
+        logits: jax.Array,
+        active: jax.Array,
+        *,
+        trace: bool,
+    ) -> Search:
+        x_adv, broken, traces = x, jnp.zeros_like(active), []
+        spent = Queries(jnp.zeros_like(y), jnp.zeros_like(y))
+        for number, (_, attack) in enumerate(self.members(logits.shape[1])):
+            own = compose.split(keys, number)
+            found = attack._search(own, model, x, y, logits, active & ~broken, trace=trace)
+            x_adv = jnp.where(found.success[:, None, None, None], found.x_adv, x_adv)
+            broken |= found.success
+            spent = jax.tree.map(jnp.add, spent, found.queries)
+            traces.append(found.trace)
+        return Search(x_adv, broken, spent, tuple(traces) if trace else None)
