@@ -152,7 +152,7 @@ class HopSkipJump(MinimumNormAttack):
     def _query(self, x: jax.Array, memory: _Memory, noise: jax.Array) -> jax.Array:
         """The images [b, h, w, c] to ask the model about."""
         # Directions uniform on the sphere in L2; in Linf as published.
-        raw = jax.scipy.special.erf_inv(noise) if self.norm == "l2" else noise
+        raw = jax.lax.erf_inv(noise) if self.norm == "l2" else noise
         probe = memory.edge + _column(self._probe_length(x, memory)) * _unit(raw)
         stride = memory.edge + _column(memory.stride) * memory.direction
         back = self._between(x, memory.far, (memory.low + memory.high) / 2)
@@ -175,7 +175,7 @@ class HopSkipJump(MinimumNormAttack):
         reach = _column(share * self.ball.norm(far - x))
         return jnp.clip(far, min=x - reach, max=x + reach)
 
-    # What the answer to each kind of query changes: (x, memory, the image asked about, its verdict).
+    # What the answers to the four kinds of queries change; `wrong` is the verdict on `asked`.
 
     def _drawn(self, x: jax.Array, memory: _Memory, asked: jax.Array, wrong: jax.Array) -> _Memory:
         return select(wrong, _go_back(memory, asked), memory)
