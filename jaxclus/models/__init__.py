@@ -3,6 +3,7 @@
 from jaxclus.models._classifier import Classifier
 from jaxclus.models._cnn import CNN
 from jaxclus.models._create import ModelSpec, create, names
+from jaxclus.models._from_torch import from_torch
 from jaxclus.models._layers import (
     Activation,
     AvgPool,
@@ -37,6 +38,7 @@ __all__ = [
     "ResNet",
     "create",
     "features",
+    "from_torch",
     "names",
     "replace_activation",
     "without_batch_norm",

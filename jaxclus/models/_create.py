@@ -76,7 +76,7 @@ class ModelSpec:
         for value in self.std or ():
             _checks.positive("std", value)
         _checks.one_of("dtype", self.dtype, ("float32", "bfloat16"))
-        family, _ = _family(self.name)
+        family, _ = family_of(self.name)
         allowed = set(inspect.signature(family.__init__).parameters) - _COMMON
         for argument, _ in self.arguments:
             if argument not in allowed:
@@ -143,7 +143,21 @@ def create(
     Raises:
         ValueError, TypeError: if an argument is not as said; an unknown name lists the known ones.
     """
-    spec = ModelSpec(
+    spec = spec_of(name, num_classes, input_shape, mean, std, dtype, arguments)
+    return spec.build(key)
+
+
+def spec_of(
+    name: str,
+    num_classes: int,
+    input_shape: Sequence[int],
+    mean: Sequence[float] | ArrayLike | None,
+    std: Sequence[float] | ArrayLike | None,
+    dtype: DTypeLike,
+    arguments: Mapping[str, Any],
+) -> ModelSpec:
+    """The record of the model that `create` makes of these arguments."""
+    return ModelSpec(
         name=name,
         num_classes=_frozen(num_classes),
         input_shape=_frozen(input_shape),
@@ -152,10 +166,10 @@ def create(
         dtype=jnp.dtype(dtype).name,
         arguments=_sorted_items(arguments),
     )
-    return spec.build(key)
 
 
-def _family(name: str) -> _Family:
+def family_of(name: str) -> _Family:
+    """The class that `name` stands for, and its arguments; an unknown name lists the known ones."""
     if name in _FAMILIES:
         return _FAMILIES[name]
     match = _WIDE_RESNET.fullmatch(name)
@@ -172,7 +186,7 @@ def _family(name: str) -> _Family:
 
 
 def _construct(spec: ModelSpec) -> Classifier:
-    family, defaults = _family(spec.name)
+    family, defaults = family_of(spec.name)
     model = family(
         spec.num_classes,
         spec.input_shape,

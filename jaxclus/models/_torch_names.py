@@ -1,0 +1,158 @@
+"""The names that PyTorch code bases give to the layers of our networks."""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from jaxclus.models._create import family_of
+from jaxclus.models._preact_resnet import PreActResNet
+from jaxclus.models._resnet import ResNet
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """How one code base names the layers of a family.
+
+    Args:
+        block: name of a block, with {stage} and {number}, which counts from 0 in each stage.
+        layers: for each of our layers, those of a block included, the names in use for it.
+        first_stage: what {stage} starts at.
+        ignored: start of the names of layers that the network has and never runs.
+        arguments: arguments of the family that all networks with these names need.
+        untold: arguments, mean and std included, that no network has a usual value of, so that
+            they must be given where the file does not hold them.
+    """
+
+    block: str
+    layers: Mapping[str, tuple[str, ...]]
+    first_stage: int = 1
+    ignored: tuple[str, ...] = ()
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    untold: tuple[str, ...] = ()
+
+    def block_name(self, stage: int, number: int) -> str:
+        """The name, with a dot at its end, of a block of a stage, both counted from 0."""
+        return self.block.format(stage=stage + self.first_stage, number=number) + "."
+
+    def name(self, path: Sequence[Any], blocks: Sequence[int], present: Collection[str]) -> str:
+        """The name of the variable at `path` of our model.
+
+        Args:
+            path: keys of our variable, for example ("blocks", 0, "conv1", "kernel").
+            blocks: number of blocks in each stage.
+            present: names in the file: where several are in use, the one found there.
+        """
+        *layer, leaf = path
+        block = ""
+        if layer[0] == "blocks":
+            _, index, *layer = layer
+            block = self.block_name(*_place(index, blocks))
+        known = self.layers[".".join(map(str, layer))]
+        options = [f"{block}{name}.{_LEAVES[leaf]}" for name in known]
+        return next((option for option in options if option in present), options[0])
+
+
+def naming_of(name: str, present: Collection[str]) -> Naming:
+    """The naming that the names in a file of the network `name` follow; else the most usual one.
+
+    Raises:
+        ValueError: if the network is not known, or has no counterpart in PyTorch.
+    """
+    family, _ = family_of(name)
+    if family not in _NAMINGS:
+        raise ValueError(
+            f"`name` must be that of a ResNet, PreActResNet or WideResNet, got {name!r}"
+        )
+    first, *others = _NAMINGS[family]
+    matching = (n for n in others if any(key.startswith(n.block_name(0, 0)) for key in present))
+    return next(matching, first)
+
+
+def _place(index: int, blocks: Sequence[int]) -> tuple[int, int]:
+    """Stage and number within it of a block that is counted through all stages."""
+    stage = 0
+    while index >= blocks[stage]:
+        index, stage = index - blocks[stage], stage + 1
+    return stage, index
+
+
+_HEAD = ("linear", "fc")
+_PREACT_BLOCK = {
+    "norm1": ("bn1",),
+    "conv1": ("conv1",),
+    "norm2": ("bn2",),
+    "conv2": ("conv2",),
+}
+_TORCHVISION = Naming(
+    "layer{stage}.{number}",
+    {
+        "conv": ("conv1",),
+        "norm": ("bn1",),
+        "convs.0": ("conv1",),
+        "convs.1": ("conv2",),
+        "convs.2": ("conv3",),
+        "norms.0": ("bn1",),
+        "norms.1": ("bn2",),
+        "norms.2": ("bn3",),
+        "shortcut.conv": ("shortcut.0", "downsample.0"),
+        "shortcut.norm": ("shortcut.1", "downsample.1"),
+        "head": _HEAD,
+    },
+)
+_PREACT = Naming(
+    "layer{stage}.{number}",
+    _PREACT_BLOCK
+    | {
+        "conv": ("conv1",),
+        "shortcut": ("shortcut.0", "shortcut", "downsample.0"),
+        "norm": ("bn", "bn1"),
+        "head": _HEAD,
+    },
+)
+# TRADES' code, which most of RobustBench's wide networks use. Its checkpoints may hold the layers
+# of a `sub_block1` that no forward pass goes through.
+_WIDE = Naming(
+    "block{stage}.layer.{number}",
+    _PREACT_BLOCK
+    | {"conv": ("conv1",), "shortcut": ("convShortcut",), "norm": ("bn1",), "head": _HEAD[::-1]},
+    ignored=("sub_block1.",),
+)
+_DEEPMIND_OUTER = {"norm": ("batchnorm",), "head": ("logits",)}
+_DEEPMIND_BLOCK = {
+    "norm1": ("batchnorm_0",),
+    "norm2": ("batchnorm_1",),
+    "shortcut": ("shortcut",),
+}
+# The code base has networks with ReLU and with SiLU, and normalises for each data set, with buffers
+# that its older versions store and its newer ones do not.
+_DEEPMIND_UNTOLD = ("activation", "mean", "std")
+_DEEPMIND_WIDE = Naming(
+    "layer.{stage}.block.{number}",
+    _DEEPMIND_OUTER
+    | _DEEPMIND_BLOCK
+    | {"conv": ("init_conv",), "conv1": ("conv_0",), "conv2": ("conv_1",)},
+    first_stage=0,
+    arguments={"stride_padding": "after"},
+    untold=_DEEPMIND_UNTOLD,
+)
+_DEEPMIND_PREACT = Naming(
+    "layer_{stage}.{number}",
+    _DEEPMIND_OUTER
+    | _DEEPMIND_BLOCK
+    | {"conv": ("conv_2d",), "conv1": ("conv_2d_1",), "conv2": ("conv_2d_2",)},
+    first_stage=0,
+    arguments={"stride_padding": "after", "shortcut_input": "raw", "shortcut_size": 3},
+    untold=_DEEPMIND_UNTOLD,
+)
+_NAMINGS: dict[type, tuple[Naming, ...]] = {
+    ResNet: (_TORCHVISION,),
+    PreActResNet: (_PREACT, _WIDE, _DEEPMIND_WIDE, _DEEPMIND_PREACT),
+}
