@@ -65,9 +65,9 @@ def from_torch(
         The model; `spec` says how to build it. Its arrays are copies, in float32.
 
     Raises:
-        ValueError: if the name is not known; arrays are missing, left over or misshaped, the
-            first five of each are listed; the file's normalisation is not the given one; the network is one of
-            DeepMind's and something of the above is not given; or the file cannot be read.
+        ValueError: if the name is not known; arrays are missing, left over or misshaped (the first
+            five of each are listed); the file's normalisation is not the given one; the network is
+            one of DeepMind's and something of the above is not given; or the file cannot be read.
         FileNotFoundError: if there is no such file.
         ImportError: if the file is PyTorch's, and PyTorch is not installed.
     """
