@@ -59,14 +59,16 @@ class _FastAdaptiveBoundary(MinimumNormAttack, abc.ABC):
         """The images in the first run, then points at a distance of half the radius."""
         if self.restarts == 1:
             return images.x
-        draw = jax.random.normal
-        if self.norm == "linf":
-            draw = lambda key, shape: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)  # noqa: E731
-        noise = jax.vmap(lambda key: draw(key, images.x.shape[1:]))(images.keys)
+        noise = jax.vmap(lambda key: self._noise(key, images.x.shape[1:]))(images.keys)
         radius = _START_EPS[self.norm] if self.threat is None else self.threat.eps
         length = radius / 2 / jnp.maximum(self.ball.norm(noise), 1e-12)
         drawn = jnp.clip(images.x + _per_image(length) * noise, min=0.0, max=1.0)
         return jnp.where(_per_image(self._restart(images) > 0), drawn, images.x)
+
+    def _noise(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        if self.norm == "linf":
+            return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+        return jax.random.normal(key, shape)
 
     def step(self, model: Classifier, images: Images, i: jax.Array, state: State) -> State:
         keys = compose.split(images.keys, 2 * i)
@@ -139,8 +141,7 @@ class FAB(_FastAdaptiveBoundary):
     def _linearise(
         self, model: Classifier, keys: jax.Array, images: Images, x_adv: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        classes = images.ranking.shape[1]
-        others = (images.y[:, None] + jnp.arange(1, classes)[None]) % classes
+        others = _hyperplane.rivals(images)
         at = _hyperplane.nearest_boundary(model, keys, x_adv, images.y, others, self.norm)
         return at.gap, at.normal
 
@@ -188,14 +189,11 @@ class TargetedFAB(_FastAdaptiveBoundary):
     def _linearise(
         self, model: Classifier, keys: jax.Array, images: Images, x_adv: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        rank = 1 + images.round // self.restarts
-        target = jnp.take_along_axis(images.ranking, rank[:, None], axis=1)
+        number = (images.round // self.restarts)[:, None]
+        target = jnp.take_along_axis(_hyperplane.rivals(images), number, axis=1)[:, 0]
 
         def gap(logits: jax.Array, y: jax.Array) -> jax.Array:
-            both = jnp.take_along_axis(
-                logits, jnp.concatenate([target, y[:, None]], axis=1), axis=1
-            )
-            return both[:, 0] - both[:, 1]
+            return losses.logit_difference(logits, y, target)
 
         at = _gradient.evaluate_with_gradient(model, keys, gap, x_adv, images.y)
         return at.loss, at.gradient

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxclus import compose, losses
 from jaxclus._classifier import Classifier
 from jaxclus.attacks import _gradient
+from jaxclus.attacks._base import Images
 
 # Gradients of so many classes are taken in one pass; their activations are held at once.
 _CLASSES_AT_ONCE = 10
@@ -32,6 +33,13 @@ class Boundary(NamedTuple):
     normal: jax.Array
     loss: jax.Array
     wrong: jax.Array
+
+
+def rivals(images: Images) -> Int[Array, "b others"]:
+    """The classes other than each image's own by clean logit, highest first."""
+    place = (images.ranking == images.y[:, None]).argmax(axis=1, keepdims=True)
+    order = jnp.arange(images.ranking.shape[1] - 1)[None]
+    return jnp.take_along_axis(images.ranking, order + (order >= place), axis=1)
 
 
 def dual_norm(norm: str, w: jax.Array) -> Float[Array, " b"]:
@@ -68,9 +76,8 @@ def nearest_boundary(
         logits, pull_back = jax.vjp(compose.with_keys(model, keys), x)
 
         def against(other: jax.Array) -> tuple[jax.Array, jax.Array]:
-            towards = jax.nn.one_hot(other, logits.shape[-1], dtype=logits.dtype)
-            towards -= jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
-            return (logits * towards).sum(axis=-1), pull_back(towards)[0]
+            gap, slopes = jax.vjp(lambda z: losses.logit_difference(z, y, other), logits)
+            return gap, pull_back(*slopes(jnp.ones_like(gap)))[0]
 
         gaps, normals = lax.map(against, others.T, batch_size=_CLASSES_AT_ONCE)
         wrong = (jnp.argmax(logits, axis=-1) != y).astype(jnp.float32)

@@ -145,7 +145,7 @@ def test_linf_and_l2_by_hand():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_multiplier_ends_soon(norm):
+def test_slopes_of_all_sizes(norm):
     """Slopes over 20 binary orders that fill one after the other: the worst case for Newton."""
     n = 64
     w = np.float32(2.0 ** -np.linspace(0, 20, n))[None]
