@@ -44,8 +44,8 @@ class Square(BoundedAttack):
     - There one window, sign and orientation is drawn for the whole batch. Here every image draws
       its own, proposal i from `fold_in(key of the image and round, i)`.
     - There a tie of the two highest logits is a success. Here the predicted class decides.
-    - Tiles at an edge are cut off, and are one pixel for images of less than 5 rows: there such
-      images (and most that are not square) raise an error.
+    - Tiles at an edge are cut off, and are one pixel at least: there some sizes fail, as 14 rows
+      or fewer than 5.
     - L1 projections are exact, not onto 1 - 1e-6 of the ball.
 
     Attributes:
@@ -218,12 +218,9 @@ def _tiles(ball: threat.Threat, keys: jax.Array, x: jax.Array) -> jax.Array:
     amplitude, along, across = eta_profiles(side, ball.name).T
     eta = amplitude[:, None] * np.minimum(along[:, None], across[None])
     # Tile by tile [b, tiles, side, tiles, side, c], then as an image, cut to its size.
+    eta = jnp.asarray(eta, jnp.float32)[None, None, :, None, :, None]
     turned = bits[:, :, None, :, None, :1] >> 31 == 1
-    tile = jnp.where(
-        turned,
-        jnp.asarray(eta.T, jnp.float32)[None, None, :, None, :, None],
-        jnp.asarray(eta, jnp.float32)[None, None, :, None, :, None],
-    )
+    tile = jnp.where(turned, eta.swapaxes(2, 4), eta)
     delta = tile * _sign(bits[:, :, None, :, None, 1:])
     delta = delta.reshape(-1, h // side * side, w // side * side, c)
     delta = jnp.pad(delta, ((0, 0), (margin, side), (margin, side), (0, 0)))[:, :h, :w]

@@ -234,7 +234,7 @@ def test_start(norm, shape):
     side = max(h // 5, 1)
     grid = (1, w, c) if norm == "linf" else (h // side, w // side, 1 + c)
     drawn = words(keys(5), *grid)
-    expected = [start(*each, ball) for each in zip(drawn, np.float64(x), strict=True)]
+    expected = [start(drawn[j], np.asarray(x[j], float), ball) for j in range(len(x))]
     np.testing.assert_allclose(x_adv, np.stack(expected), rtol=0, atol=2e-6)
     assert np.all(assert_inside(ball, x_adv, x) > 0)
 
@@ -249,11 +249,13 @@ def test_proposals(norm, shape):
     schedule = Schedule.create(Square(ball), *shape[:2])
     level = np.arange(size) % len(schedule.sides)
     method = _square._propose_signs if norm == "linf" else _square._propose_pattern
-    run = jax.jit(lambda *args: method(*args[:4], schedule, args[4]))
-    proposals = run(ball, keys(size, 7), x, x_adv, level)
-    drawn = words(keys(size, 7), (2 if norm == "linf" else 5) + shape[2])
-    args = zip(drawn, np.float64(x), np.float64(x_adv), schedule.sides[level], strict=True)
-    expected = np.stack([propose(*each, ball) for each in args])
+    run = jax.jit(lambda keys, x, x_adv, level: method(ball, keys, x, x_adv, schedule, level))
+    proposals = run(keys(size, 7), x, x_adv, level)
+    drawn, sides = words(keys(size, 7), (2 if norm == "linf" else 5) + shape[2]), schedule.sides
+    expected = [
+        propose(drawn[j], *np.asarray([x[j], x_adv[j]], float), sides[level[j]], ball)
+        for j in range(size)
+    ]
     np.testing.assert_allclose(proposals, expected, rtol=0, atol=3e-6)
     assert_inside(ball, proposals, x)
     moved = np.any(np.asarray(proposals != x_adv), axis=(1, 2, 3))
