@@ -24,7 +24,7 @@ class DeepFool(MinimumNormAttack):
     minimises |f_t| / ||w_t||_q is taken among those of the 10 highest clean logits; then
     r <- r + |f_t| / ||w_t||_q^q |w_t|^(q-1) sign(w_t),
     x_adv = clip(x + (1 + overshoot) r),
-    until x_adv is misclassified; at most `steps` times.
+    until x_adv is misclassified; at most `steps` times, after which the last one is returned.
 
     As the published code (LTS4/DeepFool), which differs from the paper in that the overshoot is
     part of every iterate, not of the last alone. Neither knows the box; here x_adv is clipped.
@@ -82,7 +82,13 @@ class DeepFool(MinimumNormAttack):
     def finish(self, model: Classifier, images: Images, state: State) -> State:
         x_adv, keys = self._iterate(images, state), compose.split(images.keys, self.steps)
         loss, wrong = _gradient.evaluate(model, keys, losses.margin, x_adv, images.y)
-        return self._judge(images, state, x_adv, loss, wrong)
+        state = self._judge(images, state, x_adv, loss, wrong)
+        # Where nothing is misclassified, the last iterate is what there is to show.
+        nothing = jnp.isneginf(state.value)
+        return state._replace(
+            x_adv=jnp.where(nothing[:, None, None, None], x_adv, state.x_adv),
+            value=jnp.where(nothing, jnp.finfo(jnp.float32).min, state.value),
+        )
 
     def _iterate(self, images: Images, state: State) -> jax.Array:
         return jnp.clip(images.x + (1 + self.overshoot) * state.memory, min=0.0, max=1.0)

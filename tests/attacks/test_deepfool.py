@@ -138,7 +138,7 @@ def test_overshoot_and_steps():
     model = linear_model(w, [1.5, 0.0])
     result = DeepFool("l2", steps=3).run(KEY, model, x, y)
     assert not result.success[0]
-    np.testing.assert_array_equal(result.x_adv, x)
+    np.testing.assert_array_equal(result.x_adv, x.at[0, 0, 0, 0].set(1.0))  # the last iterate
     np.testing.assert_array_equal(result.queries.gradient, 3)
     np.testing.assert_array_equal(result.queries.forward, 3 + 1 + 2)
 
@@ -153,8 +153,9 @@ def test_success_is_judged_by_the_threat(norm):
     norms = np.asarray(DeepFool(norm).run(KEY, model, x, y).norm)
     eps = float(np.median(norms))
     result = DeepFool(norm, create(norm, eps)).run(KEY, model, x, y)
-    np.testing.assert_array_equal(result.success, norms <= eps)
-    assert not np.all(result.success)
+    far = norms > 1.05 * eps  # beyond the overshoot
+    assert np.all(result.success[norms <= eps]) and np.any(far)
+    assert not np.any(result.success[far])
 
 
 def test_no_slope():
