@@ -21,8 +21,9 @@ CASES = [
     for name, attack in ATTACKS.items()
     for norm in getattr(attack, "NORMS", THREATS)  # minimum-norm attacks name those they know
 ]
-# Attacks that draw no random numbers: another key gives the same images.
-DETERMINISTIC = {"fgsm", "mi-fgsm"}
+# Attacks that draw no random numbers, some as they are made here, with one start: another key
+# gives the same images.
+DETERMINISTIC = {"fgsm", "mi-fgsm", "fab", "fab-t", "deepfool"}
 
 KEY = jax.random.key(0)
 BATCH, SHAPE, CLASSES = 8, (5, 3, 2), 3
@@ -61,6 +62,7 @@ def make(name: str, threat: Threat):
     """The attack with a small budget."""
     cls = ATTACKS[name]
     small = {"steps": 4, "queries": 30, "restarts": 2, "norm": threat.name, "threat": threat}
+    small |= {"restarts": 1} if name in DETERMINISTIC else {}
     names = {field.name for field in dataclasses.fields(cls)}
     return cls(**{name: value for name, value in small.items() if name in names})
 
@@ -262,7 +264,9 @@ def test_perturb(name):
 
     through, constant, x_adv = grads(weights())
     assert_inside(THREATS["l2"], x_adv, X)
-    assert np.all(measured_norm("l2", x_adv - X) > 0.01)
+    moved = measured_norm("l2", x_adv - X) > 0.01
+    # The first image is mislabelled: for DeepFool, it is misclassified as it is.
+    assert np.all(moved[1:]) and moved[0] == (name != "deepfool")
     for grad, expected in zip(*map(jax.tree.leaves, (through, constant)), strict=True):
         np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-5)
 
