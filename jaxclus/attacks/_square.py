@@ -271,7 +271,9 @@ def _propose_pattern(
     scale = root(left) * (1 if l2 else c) / (_TINY + root(size))
     moved = jnp.where(first, scale * new, jnp.where(second, 0.0, delta))
     if not l2:
-        return ball.project(x + moved, x)
+        # With no norm to place the point is inside already. More to the point: XLA's CPU code for
+        # a condition computes it once, and not anew in each of the projection's many passes.
+        return jax.lax.cond(jnp.any(left > 0), ball.project, _box, x + moved, x)
     norm = root((scale**2 * size + outside).sum(axis=3, keepdims=True))
     return _move(x, ball.eps / (_TINY + norm) * moved)
 
@@ -297,6 +299,10 @@ def _eta(
     right, column = jnp.where(turned, amplitude, 1.0), jnp.where(turned, along, across)
     bumps = jnp.minimum(row[:, :, None], column[:, None, :])
     return (down[:, :, None] * right[:, None, :] * bumps)[..., None]
+
+
+def _box(x_adv: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.clip(x_adv, min=0.0, max=1.0)
 
 
 def _move(x: jax.Array, delta: jax.Array) -> jax.Array:
