@@ -16,7 +16,7 @@ from jaxclus import _classifier, _jaxpr, compose
 from jaxclus._classifier import Classifier
 from jaxclus._jaxpr import Influence, Need, Operation, Value
 
-Severity = Literal["certain", "suspected"]
+Severity = Literal["certain", "suspected", "information"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Finding:
     Attributes:
         name: the rule that found it, as `lint` lists them.
         severity: "certain" if gradient attacks meet a wrong, absent or random gradient there;
-            "suspected" if that depends on what the code is for.
+            "suspected" if that depends on what the code is for; "information" if it merely limits
+            which attacks can be run.
         detail: what was found, and in which lines of source.
         advice: what to try next.
     """

@@ -5,6 +5,7 @@ from jaxclus.evaluation._clustering_effect import (
     LinearVariant,
     clustering_effect,
 )
+from jaxclus.evaluation._masking import Masking, masking
 from jaxclus.evaluation._result import MemberResult, Robustness, Spread, spread
 from jaxclus.evaluation._robustness import (
     MICROBATCH,
@@ -14,17 +15,22 @@ from jaxclus.evaluation._robustness import (
     robustness_curve,
     robustness_over_seeds,
 )
+from jaxclus.evaluation._signs import SIGNS, Sign
 
 __all__ = [
     "MICROBATCH",
+    "SIGNS",
     "ClusteringEffect",
     "LinearVariant",
+    "Masking",
     "MemberResult",
     "Robustness",
+    "Sign",
     "Spread",
     "clustering_effect",
     "correct",
     "describe",
+    "masking",
     "robustness",
     "robustness_curve",
     "robustness_over_seeds",
