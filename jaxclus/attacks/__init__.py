@@ -3,6 +3,7 @@
 from jaxclus.attacks._apgd import APGD, TargetedAPGD
 from jaxclus.attacks._auto_attack import AutoAttack
 from jaxclus.attacks._base import Attack, AttackResult, Queries, bind
+from jaxclus.attacks._deepfool import DeepFool
 from jaxclus.attacks._fab import FAB, TargetedFAB
 from jaxclus.attacks._fgsm import FGSM
 from jaxclus.attacks._lint import Finding, lint
@@ -21,12 +22,14 @@ ATTACKS: dict[str, type[Attack]] = {
     "fab": FAB,
     "fab-t": TargetedFAB,
     "square": Square,
+    "deepfool": DeepFool,
     "autoattack": AutoAttack,
 }
 
 __all__ = [
     "APGD",
     "ATTACKS",
+    "DeepFool",
     "EOT",
     "FAB",
     "FGSM",

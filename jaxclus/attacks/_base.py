@@ -35,9 +35,9 @@ class AttackResult(NamedTuple):
 
     Attributes:
         x_adv: adversarial images, float32 [b, h, w, c], inside ball and box; x itself where the
-            clean image was misclassified already.
-        success: whether the model misclassifies `x_adv`, recomputed from `x_adv` itself, inside the
-            threat model if the attack has one [b].
+            clean image was misclassified already, or the best candidate is outside the threat
+            model.
+        success: whether the model misclassifies `x_adv`, recomputed from `x_adv` itself [b].
         norm: norm of `x_adv - x` [b].
         queries: forward and gradient passes spent on each image [b]. They count the search, one
             forward pass for the clean verdict and, where a search took place, one for the final.
@@ -159,7 +159,7 @@ class Attack(abc.ABC):
     def perturb(
         self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array
     ) -> Float[Array, "b h w c"]:
-        """The best candidates, without verdicts: the inner step of adversarial training.
+        """The best candidates inside ball and box, without verdicts, for adversarial training.
 
         A pure function for use inside compiled code; nothing is checked. Images are attacked
         whether or not they are classified correctly; attacks by gradient ascent return their last
@@ -173,7 +173,8 @@ class Attack(abc.ABC):
         """
         logits, _ = _classifier.verdict(model, keys, x)
         found = self._search(keys, model, x, y, logits, jnp.full(y.shape, True), trace=False)
-        return jax.lax.stop_gradient(found.x_adv)
+        kept = found.x_adv if self.threat is None else self.threat.project(found.x_adv, x)
+        return jax.lax.stop_gradient(kept)
 
     def check_classes(self, classes: int) -> None:  # noqa: B027 (most attacks need no more than 2)
         """Raises ValueError if the attack cannot work with so few classes."""
@@ -340,17 +341,16 @@ def _attack(model, attack, key, x, y, index, *, trace):
     logits, predicted = _classifier.verdict(model, keys, x)
     correct = predicted == y
     found = attack._search(keys, model, x, y, logits, correct, trace=trace)
-    sound = jnp.isfinite(found.x_adv).all(axis=(1, 2, 3))
-    x_adv = jnp.where((correct & sound)[:, None, None, None], found.x_adv, x)
-    norm = attack.ball.norm(x_adv - x)
+    norm = attack.ball.norm(found.x_adv - x)
+    limit = jnp.inf if attack.threat is None else attack.threat.limit
+    sound = correct & (norm <= limit)  # not so for NaN
+    x_adv = jnp.where(sound[:, None, None, None], found.x_adv, x)
     success = _classifier.verdict(model, keys, x_adv)[1] != y
-    if attack.threat is not None:
-        success &= norm <= attack.threat.limit
     spent = correct.astype(jnp.int32)
     return AttackResult(
         x_adv=x_adv,
         success=success,
-        norm=norm,
+        norm=jnp.where(sound, norm, 0.0),
         queries=Queries(
             forward=1 + spent * (found.queries.forward + 1),
             gradient=spent * found.queries.gradient,

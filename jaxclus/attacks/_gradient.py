@@ -39,7 +39,7 @@ def evaluate(
         logits = compose.with_keys(model, keys)(x)
         return loss(logits, y), (jnp.argmax(logits, axis=-1) != y).astype(jnp.float32)
 
-    each, wrong = _mean_over_passes(one_pass, model, keys)
+    each, wrong = mean_over_passes(one_pass, model, keys)
     return each, wrong > 0.5
 
 
@@ -65,11 +65,11 @@ def evaluate_with_gradient(
         gradient, (each, wrong) = jax.grad(total, has_aux=True)(x)
         return each, wrong, gradient
 
-    each, wrong, gradient = _mean_over_passes(one_pass, model, keys)
+    each, wrong, gradient = mean_over_passes(one_pass, model, keys)
     return Evaluation(each, wrong > 0.5, gradient)
 
 
-def _mean_over_passes(one_pass, model: Classifier, keys: jax.Array):
+def mean_over_passes(one_pass, model: Classifier, keys: jax.Array):
     """The mean of `one_pass(keys)` over the passes of an EOT model; one pass for others."""
     if samples(model) == 1:
         return one_pass(keys)

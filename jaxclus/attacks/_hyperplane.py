@@ -83,7 +83,7 @@ def nearest_boundary(
         wrong = (jnp.argmax(logits, axis=-1) != y).astype(jnp.float32)
         return gaps, normals, losses.margin(logits, y), wrong
 
-    gaps, normals, loss, wrong = _gradient._mean_over_passes(one_pass, model, keys)
+    gaps, normals, loss, wrong = _gradient.mean_over_passes(one_pass, model, keys)
     distance = jnp.abs(gaps) / (1e-12 + jax.vmap(lambda w: dual_norm(norm, w))(normals))
     closest = distance.argmin(axis=0)[None]
     gap = jnp.take_along_axis(gaps, closest, axis=0)[0]

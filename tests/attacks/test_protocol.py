@@ -12,21 +12,26 @@ from flax import nnx
 from jax.tree_util import Partial
 
 from jaxclus import _classifier, parallel
-from jaxclus.attacks import ATTACKS, AttackResult, Queries
+from jaxclus.attacks import ATTACKS, AttackResult, AutoAttack, Queries
+from jaxclus.attacks._base import MinimumNormAttack
 from jaxclus.threat import L1, L2, Linf, Threat
 
-THREATS = {"linf": Linf(0.08), "l2": L2(0.25), "l1": L1(0.6)}
+THREATS = {"linf": Linf(0.08), "l2": L2(0.25), "l1": L1(1.0)}
 CASES = [
     (name, norm)
     for name, attack in ATTACKS.items()
     for norm in getattr(attack, "NORMS", THREATS)  # minimum-norm attacks name those they know
+    if name != "autoattack" or norm == "l2"  # its members are here in every norm
 ]
 # Attacks that draw no random numbers, some as they are made here, with one start: another key
 # gives the same images.
-DETERMINISTIC = {"fgsm", "mi-fgsm", "fab", "fab-t", "deepfool"}
+DETERMINISTIC = {"fgsm", "mi-fgsm", "carlini-wagner", "fab", "fab-t", "deepfool"}
+# Attacks that return an adversarial image or the clean one.
+ALL_OR_NOTHING = (MinimumNormAttack, AutoAttack)
+FOUR_CLASSES = {"apgd-t"}
 
 KEY = jax.random.key(0)
-BATCH, SHAPE, CLASSES = 8, (5, 3, 2), 3
+BATCH, SHAPE, CLASSES = 8, (5, 3, 2), 4
 TRACES = []
 
 
@@ -61,7 +66,11 @@ X, Y = batch(MODEL)
 def make(name: str, threat: Threat):
     """The attack with a small budget."""
     cls = ATTACKS[name]
-    small = {"steps": 4, "queries": 30, "restarts": 2, "norm": threat.name, "threat": threat}
+    if name == "autoattack":
+        members = tuple(make(member, threat) for member in ("apgd", "fab-t", "square"))
+        return cls(threat, version="custom", attacks=members)
+    small = {"steps": 6, "queries": 30, "restarts": 2, "norm": threat.name, "threat": threat}
+    small |= {"learning_rate": 0.1, "initial_const": 1.0, "initial_evals": 20}
     small |= {"restarts": 1} if name in DETERMINISTIC else {}
     names = {field.name for field in dataclasses.fields(cls)}
     return cls(**{name: value for name, value in small.items() if name in names})
@@ -131,14 +140,18 @@ def test_misclassified_images_are_returned_as_they_are(name, norm):
 def test_verdicts_are_those_of_the_final_images(name, norm):
     result = standard(name, norm)
     np.testing.assert_array_equal(result.success, predicted(MODEL, result.x_adv) != Y)
-    assert np.any(result.success[1:]) and not np.all(result.success)
+    # FGSM's L1 step moves one pixel of 30: too little here.
+    assert np.any(result.success[1:]) == ((name, norm) != ("fgsm", "l1"))
+    assert not np.all(result.success)
     assert np.all(result.norm[result.success][1:] > 0)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_trace(name):
     result = make(name, THREATS["l2"]).run(KEY, MODEL, X, Y, trace=True)
-    assert result.trace.shape[-1] == BATCH and result.trace.dtype == jnp.float32
+    for trace in jax.tree.leaves(result.trace):
+        assert trace.ndim == 3 and trace.shape[-1] == BATCH and trace.dtype == jnp.float32
+    assert len(jax.tree.leaves(result.trace)) >= 1
     expected = standard(name, "l2")
     np.testing.assert_allclose(result.x_adv, expected.x_adv, atol=1e-5)
     np.testing.assert_array_equal(result.success, expected.success)
@@ -185,7 +198,7 @@ def test_no_recompilation(name, norm):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_no_recompilation_for_other_numbers(name):
     """Of the fields that are numbers, whether given or left to their defaults."""
-    attack = make(name, THREATS["linf"])
+    attack = make(name, THREATS["l2"])
     leaves = [
         field.name
         for field in dataclasses.fields(attack)
@@ -217,10 +230,10 @@ class Net(nnx.Module):
     ids=["module", "bound method"],
 )
 def test_mutated_weights_are_the_ones_attacked(name, bind, visible):
-    attack, net = make(name, THREATS["linf"]), Net(weights())
+    attack, net = make(name, THREATS["l2"]), Net(weights())
     model = bind(net)
     first = attack.run(KEY, model, X, Y)
-    np.testing.assert_allclose(first.x_adv, standard(name, "linf").x_adv, atol=1e-5)
+    np.testing.assert_allclose(first.x_adv, standard(name, "l2").x_adv, atol=1e-5)
     net.params["out"][...] = -net.params["out"][...]
     before = len(TRACES)
     second = attack.run(KEY, model, X, Y)
@@ -248,7 +261,7 @@ def test_inside_jit(name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_perturb(name):
-    """Every image moves, and for the gradient of a training loss its place is a constant."""
+    """Images move, and for the gradient of a training loss its place is a constant."""
     attack = make(name, THREATS["l2"])
     keys = jax.random.split(KEY, BATCH)
 
@@ -264,9 +277,8 @@ def test_perturb(name):
 
     through, constant, x_adv = grads(weights())
     assert_inside(THREATS["l2"], x_adv, X)
-    moved = measured_norm("l2", x_adv - X) > 0.01
-    # The first image is mislabelled: for DeepFool, it is misclassified as it is.
-    assert np.all(moved[1:]) and moved[0] == (name != "deepfool")
+    if not isinstance(attack, ALL_OR_NOTHING):
+        assert np.all(measured_norm("l2", x_adv - X) > 0.01)
     for grad, expected in zip(*map(jax.tree.leaves, (through, constant)), strict=True):
         np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-5)
 
@@ -275,10 +287,14 @@ def test_perturb(name):
 def test_one_grey_image_of_two_classes(name):
     model = Partial(predict, weights(3, (3, 6, 1), 2))
     x, y = batch(model, 3, (3, 6, 1), 1, 2)
-    y = 1 - y  # of which `batch` mislabels the first
-    result = make(name, THREATS["l2"]).run(KEY, model, x, y)
+    y, attack = 1 - y, make(name, THREATS["l2"])  # of which `batch` mislabels the first
+    if name in FOUR_CLASSES:
+        with pytest.raises(ValueError, match="^`model` must have at least 4 classes .*, got 2$"):
+            attack.run(KEY, model, x, y)
+        return
+    result = attack.run(KEY, model, x, y)
     assert_inside(THREATS["l2"], result.x_adv, x)
-    assert result.norm > 0
+    assert (result.norm > 0) | isinstance(attack, ALL_OR_NOTHING)
     np.testing.assert_array_equal(result.success, predicted(model, result.x_adv) != y)
 
 
@@ -325,10 +341,10 @@ BAD = {
     "flat": ("x", X.reshape(BATCH, -1), ValueError, "`x` must have the shape [b, h, w, c], got "),
     "no image": ("x", X[:0], ValueError, "`x` must hold at least one image"),
     "list": ("x", [[[[0.5]]]], TypeError, "`x` must be an array of float32 images"),
-    "float64 y": ("y", np.float64(Y), TypeError, "`y` must be integers in [0, 2], got dtype float"),
-    "bool y": ("y", Y > 0, TypeError, "`y` must be integers in [0, 2], got dtype bool"),
-    "label k": ("y", Y.at[0].set(3), ValueError, "`y` must be in [0, 2], got values from 0 to 3"),
-    "label -1": ("y", Y.at[0].set(-1), ValueError, "`y` must be in [0, 2], got values from -1 to "),
+    "float64 y": ("y", np.float64(Y), TypeError, "`y` must be integers in [0, 3], got dtype float"),
+    "bool y": ("y", Y > 0, TypeError, "`y` must be integers in [0, 3], got dtype bool"),
+    "label k": ("y", Y.at[0].set(4), ValueError, "`y` must be in [0, 3], got values from 0 to 4"),
+    "label -1": ("y", Y.at[0].set(-1), ValueError, "`y` must be in [0, 3], got values from -1 to "),
     "short y": ("y", Y[:-1], ValueError, "`y` must have the shape (8,), one entry for each image"),
     "one-hot y": ("y", jnp.eye(8, 3, dtype=int), ValueError, "`y` must have the shape (8,), one "),
     "short index": ("index", np.arange(7), ValueError, "`index` must have the shape (8,), one "),
@@ -364,7 +380,7 @@ BAD = {
 def test_bad_input(name, case):
     argument, value, error, message = BAD[case]
     with pytest.raises(error, match="^" + re.escape(message)) as raised:
-        make(name, THREATS["linf"]).run(**{**GOOD, argument: value})
+        make(name, THREATS["l2"]).run(**{**GOOD, argument: value})
     assert "\n" not in str(raised.value)
 
 
@@ -373,4 +389,4 @@ def test_bad_input(name, case):
 def test_bad_type(name, argument, value):
     """What the annotations, which are checked in tests alone, refuse before the function's own."""
     with pytest.raises(TypeError, match=argument):
-        make(name, THREATS["linf"]).run(**{**GOOD, argument: value})
+        make(name, THREATS["l2"]).run(**{**GOOD, argument: value})
