@@ -37,7 +37,7 @@ def randomised(logits: np.ndarray, labels: np.ndarray) -> Checked:
         f"apart, and {counts.min()} to {counts.max()} of {len(labels)} images are classified "
         "correctly"
     )
-    return checked("randomised", np.inf if np.ptp(counts) else distance, detail)
+    return checked("randomised", distance, detail, found=bool(np.ptp(counts)))
 
 
 def softmax_output(logits: np.ndarray) -> Checked:
@@ -52,15 +52,17 @@ def softmax_output(logits: np.ndarray) -> Checked:
     return checked("softmax output", float(probabilities), detail)
 
 
-def zero_gradient(norms: Mapping[str, np.ndarray]) -> Checked:
+def zero_gradient(norms: Mapping[str, np.ndarray], right: np.ndarray) -> Checked:
     """Whether a loss has an all-zero gradient at an attack's random start, for any image.
 
-    The reference looks at the DLR loss alone.
+    The reference looks at the DLR loss alone, and at images too that the random start has broken
+    already: there, that loss is constant where the label has the third highest logit.
 
     Args:
         norms: the gradient's norm for each image [n], by the loss's name.
+        right: whether the random start is classified correctly, bool [n].
     """
-    zero = {name: norm == 0 for name, norm in norms.items()}
+    zero = {name: right & (norm == 0) for name, norm in norms.items()}
     each = ", ".join(f"{which.sum()} with {name}" for name, which in zero.items())
     either = np.any(list(zero.values()), axis=0)
     return checked_share("zero gradient", either, f"zero gradient at a random start: {each}")
@@ -90,12 +92,8 @@ def square_wins(found: Robustness) -> Checked | None:
 
 def dynamic(lint: Sequence[Finding]) -> Checked:
     """Whether the classifier optimises at test time: its program's inner gradients and loops."""
-    parts = [
-        f"{finding.name} ({finding.detail})"
-        for finding in lint
-        if finding.name in ("inner gradient", "data-dependent loop")
-    ]
-    detail = f"the classifier seems to optimise at test time: {'; '.join(parts)}"
+    parts = [each.name for each in lint if each.name in ("inner gradient", "data-dependent loop")]
+    detail = f"the classifier seems to optimise at test time: {', '.join(parts)}"
     return checked("dynamic", float(bool(parts)), detail)
 
 

@@ -6,16 +6,24 @@ Examples", NeurIPS 2022, arXiv:2106.09947; formulas and constants are those of t
 are maximised here. n images, all of which the model classifies correctly; t = 0 ... T iterates.
 """
 
+import math
+
 import numpy as np
 
 from jaxclus.evaluation._signs import Checked, checked, checked_share
 
-#: Iterates at the end of an attack in which the loss should not rise any more.
-LAST = 10
+#: Iterates at the end of an attack in which the loss should not rise any more: so many, but no more
+#: than this share of all, and at least 2.
+LAST, LAST_SHARE = 10, 0.2
 #: The share of its whole range by which it may.
 RISE = 0.05
-#: The share of its whole range by which the loss may change in a step, on average, late.
-NOISE = 0.15
+#: The share of its whole range by which the loss may fall in a step, on average, late.
+NOISE = 0.075
+
+
+def last(iterates: int) -> int:
+    """How many of an attack's iterates count as its end."""
+    return max(2, min(LAST, math.ceil(LAST_SHARE * iterates)))
 
 
 def unavailable_gradients(norms: np.ndarray, loss: str) -> Checked:
@@ -68,7 +76,7 @@ def silent_success(passed: np.ndarray, success: np.ndarray) -> Checked:
     return checked_share(
         "silent success",
         passed & ~success,
-        "the attack went through an adversarial iterate and returned another image",
+        "the search met an adversarial iterate, but what it returned is classified correctly",
     )
 
 
@@ -76,7 +84,8 @@ def incomplete_optimisation(losses: np.ndarray, standing: np.ndarray) -> Checked
     """Share of images that stand while the best loss still rises at the attack's end.
 
     With L_t the highest loss up to iterate t, scaled so that the losses' range is [0, 1]:
-    L_T - L_{T-9} > 0.05. The code looks at all images; those that were broken do not matter.
+    L_T - L_{T-9} > 0.05. The code looks at all images, while those that were broken do not matter,
+    and at the last 10 iterates of short attacks too, where this looks at the last fifth.
 
     Args:
         losses: the loss at each iterate [T + 1, n].
@@ -84,17 +93,21 @@ def incomplete_optimisation(losses: np.ndarray, standing: np.ndarray) -> Checked
     """
     low, high = losses.min(axis=0), losses.max(axis=0)
     best = np.maximum.accumulate(losses, axis=0)
-    rise = (best[-1] - best[-min(LAST, len(best))]) / np.where(high > low, high - low, 1)
+    end = last(len(losses))
+    rise = (best[-1] - best[-end]) / np.where(high > low, high - low, 1)
     return checked_share(
         "incomplete optimisation",
         standing & (rise > RISE),
-        f"not broken, and the loss rises by more than {RISE:.0%} of its range in the last {LAST} "
+        f"not broken, and the loss rises by more than {RISE:.0%} of its range in the last {end} "
         f"of {len(losses)} iterates",
     )
 
 
 def transfer_failure(surrogate: np.ndarray, transferred: np.ndarray) -> Checked:
     """Share of the images broken on a surrogate whose adversarial images fail on the model.
+
+    Above 0.1 it is information about the surrogate, no sign of masking: images made on another
+    network seldom all fool a plain one. The code has a yes or no for each image.
 
     Args:
         surrogate: whether the attack on the surrogate succeeded, bool [n].
@@ -134,38 +147,41 @@ def unconstrained_attack_failure(standing: np.ndarray) -> Checked:
 
 
 def loss_does_not_rise(losses: np.ndarray, standing: np.ndarray) -> Checked:
-    """Share of images that stand while the mean of the last 10 losses is not above the first one.
+    """Share of images that stand while the mean of the last losses is not above the first one.
+
+    The last ones as in `incomplete_optimisation`.
 
     Args:
         losses: the loss at each iterate [T + 1, n].
         standing: whether the attack failed, bool [n].
     """
-    flat = losses[-LAST:].mean(axis=0) <= losses[0]
+    end = last(len(losses))
+    flat = losses[-end:].mean(axis=0) <= losses[0]
     return checked_share(
         "loss does not rise",
         standing & flat,
-        f"not broken, and the loss is no higher in the last {LAST} iterates than at the start",
+        f"not broken, and the loss is no higher in the last {end} iterates than at the start",
     )
 
 
 def noisy_loss(losses: np.ndarray, standing: np.ndarray) -> Checked:
-    """Share of images that stand while the loss jumps: mean late |l_{t+1} - l_t| / range > 0.15.
+    """Share of images that stand while the loss jumps: mean late max(l_t - l_{t+1}, 0) > 0.075.
 
-    The mean is over the second half of the iterates, the range that of all losses. White noise has
-    1/4 to 1/3.
+    Losses are scaled so that their range is [0, 1]; the mean is over the second half of the
+    iterates. White noise has 1/8 to 1/6, an ascent 0.
 
     Args:
         losses: the loss at each iterate [T + 1, n].
         standing: whether the attack failed, bool [n].
     """
     spread = losses.max(axis=0) - losses.min(axis=0)
-    jumps = np.abs(np.diff(losses[len(losses) // 2 :], axis=0)).mean(axis=0)
-    noisy = jumps / np.where(spread > 0, spread, 1) > NOISE
+    falls = np.maximum(-np.diff(losses[len(losses) // 2 :], axis=0), 0).mean(axis=0)
+    noisy = falls / np.where(spread > 0, spread, 1) > NOISE
     return checked_share(
         "noisy loss",
         standing & noisy,
-        f"not broken, and the loss changes by more than {NOISE:.0%} of its range in a step, in the "
-        f"second half of {len(losses)} iterates",
+        f"not broken, and the loss falls by more than {NOISE:.1%} of its range in a step on "
+        f"average, in the second half of {len(losses)} iterates",
     )
 
 

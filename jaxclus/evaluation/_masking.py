@@ -87,7 +87,7 @@ class Masking:
 
     def to_json(self) -> dict[str, Any]:
         """All that a page shows, as JSON values; of losses and gradient norms the distribution."""
-        eps = float(self.attack.threat.eps)
+        eps, names = float(self.attack.threat.eps), {finding.name for finding in self.findings}
         return {
             "attack": describe(self.attack),
             "norm": self.attack.threat.name,
@@ -102,10 +102,10 @@ class Masking:
             "checks": [
                 {
                     "name": name,
-                    "figure": float(figure) if math.isfinite(figure) else None,
+                    "figure": figure,
                     "limit": SIGNS[name].limit,
                     "unit": SIGNS[name].unit,
-                    "found": figure > SIGNS[name].limit,
+                    "found": name in names,
                 }
                 for name, figure in self.figures.items()
             ],
@@ -178,7 +178,7 @@ def masking(
     bar = runs.progress("masking checks", total, "runs", enabled=progress)
     with bar as advance, jax.default_matmul_precision("highest"):
         probe = _Probe(key, model, data, num_images)
-        found = lint(model, jax.ShapeDtypeStruct((2, *data.input_shape), jnp.float32))
+        found = _lint(model, data)
         _flag(record, probe, threat, classes, found, robustness)
         record.add(_indicators.unstable_predictions(*probe.margins()))
         advance(1, "")
@@ -191,7 +191,9 @@ def masking(
         number = [radius.eps for radius in radii].index(threat.eps)
         own = searched[number] if searched else _Searched.nothing(probe.x)
         eps = np.array([radius.eps for radius in radii[: len(searched)]])
-        standing = ~np.array([each.success for each in searched]).reshape(len(eps), -1)
+        standing = ~np.array([each.success for each in searched], bool).reshape(
+            -1, len(own.success)
+        )
         if searched:
             _judge(record, own, eps, standing)
         else:
@@ -207,7 +209,7 @@ def masking(
         dataset=data.name,
         split=data.split,
         seed=tuple(np.asarray(jax.random.key_data(key)).tolist()),
-        index=probe.index,
+        index=np.asarray(probe.index),
         loss=own.loss,
         eps=eps,
         standing=standing,
@@ -253,9 +255,9 @@ class _Probe:
                 f"`data` must hold images that the model classifies correctly, got {len(data)} "
                 "of which none is"
             )
-        self.index = np.array(found[:num_images], np.int32)
-        self.x = to_float(data.images[self.index])
-        self.y = jnp.asarray(data.labels[self.index])
+        chosen = np.array(found[:num_images], np.int32)
+        self.index, self.y = jnp.asarray(chosen), jnp.asarray(data.labels[chosen])
+        self.x = to_float(data.images[chosen])
 
     def passes(self) -> np.ndarray:
         """Logits of several passes [passes, n, k].
@@ -266,8 +268,7 @@ class _Probe:
         logits = []
         for shift in range(PASSES):
             order = np.roll(np.arange(len(self.index)), shift)
-            index = jnp.asarray(self.index)[order]
-            rolled, _ = _bind_verdict(self.model)(self.key, self.x[order], index)
+            rolled, _ = _bind_verdict(self.model)(self.key, self.x[order], self.index[order])
             logits.append(np.roll(np.asarray(rolled), -shift, axis=0))
         return np.stack(logits)
 
@@ -276,7 +277,7 @@ class _Probe:
         keys = compose.split(image_keys(self.key, self.index), _NOISE)
 
         def margin(x: jax.Array) -> np.ndarray:
-            logits, _ = self.verdict(self.key, x, jnp.asarray(self.index))
+            logits, _ = self.verdict(self.key, x, self.index)
             return np.asarray(losses.margin(logits, self.y))
 
         def uniform(key: jax.Array) -> jax.Array:
@@ -286,11 +287,14 @@ class _Probe:
         noisy = [margin(jnp.clip(self.x + each, min=0.0, max=1.0)) for each in noise]
         return margin(self.x), np.stack(noisy)
 
+    def right(self, x: jax.Array) -> np.ndarray:
+        """Whether the images x are classified correctly [n]."""
+        _, predicted = self.verdict(self.key, x, self.index)
+        return np.asarray(predicted == self.y)
+
     def norms(self, x: jax.Array, used: Mapping[str, losses.Loss]) -> dict[str, np.ndarray]:
         """The gradient's norm at the images x [n], for each loss."""
-        found = self.gradient_norms(
-            self.key, x, self.y, jnp.asarray(self.index), used=tuple(used.values())
-        )
+        found = self.gradient_norms(self.key, x, self.y, self.index, used=tuple(used.values()))
         return dict(zip(used, map(np.asarray, found), strict=True))
 
 
@@ -343,10 +347,10 @@ _bind_search = _classifier.jit_over_model(_search)
 
 def _attacked(search: Any, probe: _Probe, attack: BoundedAttack, classes: int) -> _Searched:
     """The attack on the probe's images, by `_bind_search` of some model."""
-    index = jnp.asarray(probe.index)
-    x_adv, passed, success, trace = search(attack, probe.key, probe.x, probe.y, index)
+    x_adv, passed, success, trace = search(attack, probe.key, probe.x, probe.y, probe.index)
     trace = np.clip(np.nan_to_num(np.asarray(trace)), -1e30, 1e30)  # differences must be finite
-    passed = np.asarray(passed) | (trace > _proof(attack, classes)).any(axis=(0, 1))
+    proof = math.inf if compose.is_stochastic(probe.model) else _proof(attack, classes)
+    passed = np.asarray(passed) | (trace > proof).any(axis=(0, 1))
     highest = trace.max(axis=1).argmax(axis=0)
     loss = np.take_along_axis(trace, highest[None, None], axis=0)[0]
     return _Searched(x_adv, passed, np.asarray(success), loss)
@@ -362,6 +366,13 @@ def _proof(attack: BoundedAttack, classes: int) -> float:
     if loss in ("cross_entropy", losses.cross_entropy):
         return math.log(classes) + 1e-4
     return 0.0 if loss in ("dlr", "margin", losses.dlr, losses.margin) else math.inf
+
+
+def _lint(model: Classifier, data: Dataset) -> list[Finding]:
+    """The lint's findings; that a jc.Stochastic draws random numbers is no news."""
+    found = lint(model, jax.ShapeDtypeStruct((2, *data.input_shape), jnp.float32))
+    declared = compose.is_stochastic(model)
+    return [each for each in found if not (declared and each.name == "random numbers")]
 
 
 def _flag(
@@ -405,9 +416,10 @@ def _gradients(
         record.add(_indicators.gradient_raises(f"{type(error).__name__}: {error}".splitlines()[0]))
         record.skip(_NO_GRADIENT, "zero gradient")
         return {}
-    start = probe.norms(attack.threat.random_start(keys, probe.x), used)
+    x = attack.threat.random_start(keys, probe.x)
+    start, right = probe.norms(x, used), probe.right(x)
     flagged = {name: start[name] for name in ("cross_entropy", "dlr") if name in start}
-    record.add(_flags.zero_gradient(flagged))
+    record.add(_flags.zero_gradient(flagged, right))
     record.add(_indicators.unavailable_gradients(clean[name], name))
     return start
 
@@ -438,8 +450,7 @@ def _transfer(
         record.skip("no surrogate was given", "transfer failure", "transfer wins")
         return
     found = _attacked(_bind_search(surrogate), probe, attack, classes)
-    _, predicted = probe.verdict(probe.key, found.x_adv, jnp.asarray(probe.index))
-    fooled = np.asarray(predicted != probe.y)
+    fooled = ~probe.right(found.x_adv)
     record.add(
         _indicators.transfer_failure(found.success, fooled),
         _indicators.transfer_wins(fooled, own.success),

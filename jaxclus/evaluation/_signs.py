@@ -98,7 +98,7 @@ SIGNS: dict[str, Sign] = {
         "steps do not lower robust accuracy.",
     ),
     "transfer failure": Sign(
-        0.1, "share of the adversarial images of the surrogate", "suspected",
+        0.1, "share of the adversarial images of the surrogate", "information",
         "The surrogate is a poor stand-in: do not take robustness to its images for robustness. "
         "Attack the classifier itself, or bring the surrogate closer to it.",
     ),
@@ -131,11 +131,18 @@ SIGNS: dict[str, Sign] = {
 }  # fmt: skip
 
 
-def checked(name: str, figure: float, detail: str) -> Checked:
-    """The outcome of the check of a name, with what was seen."""
+def checked(name: str, figure: float, detail: str, found: bool = False) -> Checked:
+    """The outcome of the check of a name, with what was seen.
+
+    Args:
+        name: the sign's.
+        figure: to compare with its limit.
+        detail: what a finding says.
+        found: whether it is a finding whatever the figure.
+    """
     sign = SIGNS[name]
     finding = Finding(name, sign.severity, detail, sign.advice)
-    return Checked(name, float(figure), finding if figure > sign.limit else None)
+    return Checked(name, float(figure), finding if found or figure > sign.limit else None)
 
 
 def checked_share(name: str, which: np.ndarray, detail: str) -> Checked:
