@@ -118,8 +118,8 @@ class Progress:
         with np.load(path, allow_pickle=False) as saved:
             if int(saved["member"]) != len(self.members):
                 return _packing.Ledger.of(attacked), None
-            ledger = _packing.Ledger(**{name: saved[f"ledger/{name}"] for name in _LEDGER})
-            ledger.finished = int(ledger.finished)
+            fields = {name: saved[f"ledger/{name}"] for name in _LEDGER}
+            ledger = _packing.Ledger(**fields | {"finished": int(fields["finished"])})
             self.seconds = float(saved["seconds"])
             image, round_ = saved["image"], saved["round"]
             leaves = [saved[f"slots/{i}"] for i in range(int(saved["leaves"]))]
@@ -136,6 +136,10 @@ class Progress:
         if self._unsaved < every and time.monotonic() - self._last < _INTERVAL:
             return
         self._unsaved, self._last = 0, time.monotonic()
+        self._save(ledger, pending)
+
+    def _save(self, ledger: _packing.Ledger, pending: _packing.Pending) -> None:
+        assert self.directory is not None
         self.x_adv.flush()  # pyright: ignore[reportAttributeAccessIssue]
         leaves = _packing.leaves(pending.slots)
         with runs.atomic_file(self.directory / "state.npz") as file:

@@ -10,7 +10,8 @@ import pytest
 import jaxclus as jc
 from jaxclus import _pytree, attacks
 from jaxclus.attacks._base import BoundedAttack, State
-from jaxclus.evaluation import MICROBATCH as SIZES, correct, describe, robustness, robustness_curve
+from jaxclus.evaluation import MICROBATCH as SIZES
+from jaxclus.evaluation import correct, describe, robustness, robustness_curve
 
 ONE = jax.devices()[:1]
 MICROBATCH = SIZES["cpu"]
@@ -22,28 +23,6 @@ PGD = attacks.PGD(jc.Linf(0.05), steps=3)
 def as_users_call(monkeypatch):
     """Without the checks of annotations, which in the tests come before our own."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
-def _network(weights, x):
-    hidden = jax.nn.relu(x.reshape(x.shape[0], -1) @ weights["random"] - 0.5)
-    return hidden @ weights["head"]
-
-
-@pytest.fixture(scope="module")
-def network():
-    """Random features of the digits and a least-squares head: a trained network at no cost."""
-    digits, rng = jc.data.load("digits"), np.random.default_rng(0)
-    random = rng.normal(size=(64, 80)) / 4
-    features = np.maximum(digits.images.reshape(-1, 64) / 255 @ random - 0.5, 0)
-    head = np.linalg.lstsq(features, np.eye(10)[digits.labels], rcond=None)[0]
-    arrays = {"random": random, "head": head}
-    weights = {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
-    return jax.tree_util.Partial(_network, weights)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return jc.data.load("digits", "test")
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +172,7 @@ def test_a_model_that_hides_its_weights_is_never_stale(network, digits):
     weights = dict(network.args[0])
 
     def closure(x):
-        return _network(weights, x)
+        return network.func(weights, x)
 
     before = robustness(KEY, closure, PGD, digits, devices=ONE, progress=False)
     weights["head"] = -weights["head"]
