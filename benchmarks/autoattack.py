@@ -11,7 +11,9 @@ Needs torch (`pip install "jaxclus[bench]"`) and the peers, which nothing here i
 All sides get the same images in this process and the same CPU cores (`taskset -c 0,1` sets which;
 PyTorch gets one thread for each). torchattacks gets the reference's numbers of steps, which are not
 its defaults. Ours runs twice: the first run compiles, and it is the one that the ratio of record
-takes. PyTorch networks are in the faster of its two layouts.
+takes. PyTorch networks are in the faster of its two layouts. Run it on an idle machine: PyTorch's
+threads wait busily for each other, and on cores that do other work too its small networks take 50
+times as long (measured); the load before each case is in the results.
 
 Random weights give no images worth attacking: then eps is 1e-6, so that no image breaks, each
 gradient attack takes `--steps` steps at one target, Square five times as many queries, and the
@@ -140,7 +142,9 @@ class Benchmark:
 
     def _reference_cases(self) -> list[Case]:
         cases = []
-        for name, dataset, norm, eps in NETWORKS if self.networks is not None else ():
+        if self.networks is None:
+            return cases
+        for name, dataset, norm, eps in NETWORKS:
             if self.only and name not in self.only:
                 continue
             path = self.networks / f"{name}.npz"
@@ -178,7 +182,8 @@ class Benchmark:
 
     def _measure(self, case: Case, packages: dict[str, Any]) -> dict[str, Any]:
         problem = case.problem
-        print(f"\n{case.name}, {len(problem.data)} images of {problem.data.name}")
+        load = os.getloadavg()[0]
+        print(f"\n{case.name}, {len(problem.data)} images of {problem.data.name}, load {load:.1f}")
         jax.clear_caches()
         first, result = peers.jaxclus(case.model, problem)
         ours, theirs = [("jaxclus", first)], []
@@ -213,6 +218,7 @@ class Benchmark:
             "clean": _digits(result.clean),
             "disagreements": result.disagreements,
             "microbatch": result.microbatch,
+            "load_before": load,
             "sides": sides,
         }
 

@@ -148,7 +148,7 @@ class Peers:
             parameter.requires_grad_(False)  # nobody reads their gradients: in the peers' favour
         self.net = _counted(net.to(self.device).eval())
         images = np.asarray(jc.data.to_float(problem.data.images)).transpose(0, 3, 1, 2)
-        self.x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
+        self.x = torch.from_numpy(images.copy()).to(self.device)
         self.y = torch.from_numpy(problem.data.labels.astype(np.int64)).to(self.device)
         self.norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[problem.threat.name]
 
@@ -205,7 +205,7 @@ class Peers:
         clock.stamp("clean")
         for name, attack in attacks.items():
             for index in torch.nonzero(right).flatten().split(BATCH):
-                found = attack(self.x[index], self.y[index])
+                found = attack(self.x[index], self.y[index]).detach()
                 broken = ~self._right(found, self.y[index])
                 x_adv[index[broken]], right[index[broken]] = found[broken], False
             clock.stamp(name, float(right.float().mean()))
@@ -320,5 +320,7 @@ class _Clock:
                 after - earlier
                 for after, earlier in zip(self.stamps[name], self.stamps[before], strict=True)
             )
+            if name == "square":  # takes no gradient, though torchattacks records for one
+                gradient = 0
             parts[name] = Part(seconds, self.stamps[name][3], int(forward), int(gradient))
         return parts
