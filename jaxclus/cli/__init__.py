@@ -1,4 +1,4 @@
-"""The command line: `jaxclus train | attack | linearize | report | data | demo`."""
+"""The command line: `jaxclus train | attack | evaluate | linearize | report | data | demo`."""
 
 from jaxclus.cli._main import main
 

@@ -13,6 +13,7 @@ from jaxclus import runs
 from jaxclus.cli._attack import Attack
 from jaxclus.cli._data import Data
 from jaxclus.cli._demo import Demo
+from jaxclus.cli._evaluate import Evaluate
 from jaxclus.cli._linearize import Linearize
 from jaxclus.cli._report import Report
 from jaxclus.cli._train import Train
@@ -21,6 +22,7 @@ from jaxclus.training import Preempted, TrainingDiverged
 _COMMANDS = {
     "train": Train,
     "attack": Attack,
+    "evaluate": Evaluate,
     "linearize": Linearize,
     "report": Report,
     "data": Data,
