@@ -1,4 +1,4 @@
-"""Carlini and Wagner's attack: the smallest L2 perturbation, by Adam and a search for its weight."""
+"""Carlini and Wagner's attack: a small L2 perturbation, by Adam and a search for its weight."""
 
 import dataclasses
 from typing import Any, ClassVar, NamedTuple

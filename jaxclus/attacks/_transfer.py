@@ -49,7 +49,8 @@ class Transfer(SteppedAttack):
         if self.threat is None:
             object.__setattr__(self, "threat", self.attack.threat)
         else:
-            attack = dataclasses.replace(self.attack, threat=self.threat)
+            # Every attack is a dataclass, but the base class is none.
+            attack = dataclasses.replace(self.attack, threat=self.threat)  # pyright: ignore[reportArgumentType]
             object.__setattr__(self, "attack", attack)
 
     @property

@@ -82,7 +82,7 @@ class Temperature(Chain):
     differences that are not normalised only change their scale. An `EOT` goes around it.
     """
 
-    def __init__(self, model: Callable[..., Any], temperature: float):
+    def __init__(self, model: Callable[..., Any], temperature: float | jax.Array):
         """Args:
         model: a classifier.
         temperature: number to divide by, above 0.
