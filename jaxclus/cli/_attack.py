@@ -96,7 +96,7 @@ class Attack:
             f"clean accuracy {found[0].clean_accuracy:.4f} on {len(images)} images of {images.name}"
         )
         for result in found:
-            print_result(result, self.seed)
+            print_result(result, str(self.seed))
         print(f"written: {path}")
 
 
@@ -161,7 +161,7 @@ def save_examples(
         )  # pyright: ignore[reportArgumentType]
 
 
-def print_result(result: evaluation.Robustness, seed: int) -> None:
+def print_result(result: evaluation.Robustness, seed: str) -> None:
     """One line with the robust accuracy and, for an ensemble, one for each member."""
     eps = float(result.attack.ball.eps)
     print(

@@ -65,8 +65,8 @@ class Evaluate:
             )
             first = found[0]
             print(f"clean accuracy {first.clean_accuracy:.4f}")
-            for result in found:
-                print_result(result, self.seed)
+            for number, result in enumerate(found):
+                print_result(result, f"{self.seed}, key {number}")
             if self.seeds > 1:
                 spread = evaluation.spread(found)
                 print(
@@ -82,16 +82,15 @@ class Evaluate:
                 directory=work / "curve",
             )  # fmt: skip
             for result in curve:
-                print_result(result, self.seed)
+                print_result(result, str(self.seed))
             if curve:
                 path = directory / "attacks" / f"apgd-{self.norm}.json"
                 runs.write_json(path, record(curve, images, self.seed))
             if self.masking:
                 seen = evaluation.masking(key, model, images, ball, robustness=first)
                 runs.write_json(directory / "masking.json", seen.to_json())
+                print(f"masking checks: {len(seen.findings)} findings")
                 for finding in seen.findings:
-                    print(f"{finding.severity}: {finding.name}: {finding.detail}")
-                    print(f"  {finding.advice}")
-                print("masking checks: " + (f"{len(seen.findings)} findings" if seen.findings else
-                                            "nothing found"))  # fmt: skip
+                    print(f"  {finding.severity}: {finding.name}: {finding.detail}")
+                    print(f"    {finding.advice}")
         print(f"written: {directory / 'attacks'}")

@@ -62,7 +62,8 @@ def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _percent_axis(axes: Any) -> None:
+def percent_axis(axes: Any) -> None:
+    """Shares from 0 to 1 as percentages."""
     from matplotlib.ticker import PercentFormatter
 
     axes.set_ylim(-0.02, 1)
@@ -107,7 +108,7 @@ def training_curves(runs: Sequence[Run], colours: Sequence[str]) -> "Figure":
     loss_axes.set_ylim(bottom=0)
     loss_axes.grid(True, axis="y")
     accuracy_axes.set_title("Accuracy", loc="left")
-    _percent_axis(accuracy_axes)
+    percent_axis(accuracy_axes)
     for axes in (loss_axes, accuracy_axes):
         axes.set_xlabel("epoch" if by_epoch else "step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -145,7 +146,7 @@ def robustness_curves(runs: Sequence[Run], colours: Sequence[str]) -> "Figure":
                 axes.fill_between(x, y - error, y + error, color=colour, alpha=0.12, lw=0)
                 text = f"{run.label}: {legend_name(evaluation, own)}"
                 entries[text] = (text, colour, dash)
-        _percent_axis(axes)
+        percent_axis(axes)
         axes.grid(True, axis="x")
         axes.set_xlim(left=0)
         axes.set_title(f"{NORMS[norm]} threat model", loc="left")

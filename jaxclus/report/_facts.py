@@ -31,7 +31,7 @@ class Gap:
 
 def gaps(run: Run) -> tuple[Gap, ...]:
     """Every part of the page that this run has nothing for."""
-    train, attack, linearize = _commands(run)
+    train, attack, evaluate, linearize = _commands(run)
     measured = run.series("loss")[0].size > 0
     found = []
     if not measured:
@@ -42,6 +42,8 @@ def gaps(run: Run) -> tuple[Gap, ...]:
         found.append(Gap("validation", "validation accuracy", command))
     if not run.evaluations:
         found.append(Gap("attacks", "robust accuracy", attack))
+    if run.masking is None:
+        found.append(Gap("masking", "masking checks", evaluate))
     if not any(evaluation.examples for evaluation in run.evaluations):
         found.append(Gap("examples", "adversarial examples", attack))
     found.extend(gap for name in VARIANTS for gap in _variant_gaps(run, name, linearize))
@@ -68,13 +70,14 @@ def _variant_gaps(run: Run, name: str, linearize: str) -> Iterator[Gap]:
         yield Gap(f"score/{name}", "clustering scores", linearize, title)
 
 
-def _commands(run: Run) -> tuple[str, str, str]:
-    """The commands that train, attack and linearize this run, attacking as it was trained."""
+def _commands(run: Run) -> tuple[str, str, str, str]:
+    """The commands that train, attack, evaluate and linearize this run, as it was trained."""
     directory = shlex.quote(str(run.directory))
     train = str(run.config.get("command") or f"jaxclus train {shlex.quote(run.dataset)}")
     norm, eps = _trained_at(run)
     chosen = f"--norm {norm} --eps {eps}" if eps else "--eps 8/255"
-    return train, f"jaxclus attack {directory} {chosen}", f"jaxclus linearize {directory}"
+    attack, evaluate = (f"jaxclus {word} {directory} {chosen}" for word in ("attack", "evaluate"))
+    return train, attack, evaluate, f"jaxclus linearize {directory}"
 
 
 def _trained_at(run: Run) -> tuple[str | None, float | None]:

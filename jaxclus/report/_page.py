@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxclus.report import _charts, _linear_sections, _sections
+from jaxclus.report import _charts, _linear_sections, _masking_section, _sections
 from jaxclus.report._colours import run_colours
 from jaxclus.report._context import Context
 from jaxclus.report._html import document, element
@@ -16,6 +16,7 @@ from jaxclus.runs import write_atomic
 _SECTIONS = (
     ("training", "Training", _sections.training),
     ("robustness", "Robust accuracy", _sections.robustness),
+    ("masking", "Masking checks", _masking_section.masking),
     ("examples", "Adversarial examples", _sections.examples),
     ("correlation", "Correlation of class weights", _linear_sections.correlation),
     ("dendrograms", "Dendrograms", _linear_sections.dendrograms),

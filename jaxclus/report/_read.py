@@ -91,7 +91,10 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """One run directory; `label` is its name, made unique among the runs of the report."""
+    """One run directory; `label` is its name, made unique among the runs of the report.
+
+    `masking` is `masking.json`, what `jaxclus evaluate` found, or None.
+    """
 
     directory: Path
     label: str
@@ -99,6 +102,7 @@ class Run:
     metrics: tuple[Mapping[str, Any], ...]
     evaluations: tuple[Evaluation, ...]
     linear: Linear | None
+    masking: Mapping[str, Any] | None
 
     @property
     def dataset(self) -> str:
@@ -163,6 +167,7 @@ def read_runs(paths: Sequence[str | os.PathLike]) -> tuple[Run, ...]:
                 _read_evaluation(path) for path in sorted((directory / "attacks").glob("*.json"))
             ),
             linear=_read_linear(directory),
+            masking=_read_masking(directory / "masking.json"),
         )
         for directory, label, config in zip(directories, labels, configs, strict=True)
     )
@@ -235,6 +240,16 @@ def _read_point(path: Path, point: Any) -> Point:
         robust_accuracy=_accuracy(path, point, "robust_accuracy"),
         largest_norm=_optional_number(path, point, "largest_norm"),
     )
+
+
+def _read_masking(path: Path) -> Mapping[str, Any] | None:
+    if not path.is_file():
+        return None
+    record = _read_json(path)
+    kinds = {"attack": str, "norm": str, "num_images": int, "findings": list, "checks": list}
+    for name, kind in (kinds | {"not_run": dict, "loss": dict, "accuracy": dict}).items():
+        _field(path, record, name, kind)
+    return record
 
 
 def _read_evaluation(path: Path) -> Evaluation:

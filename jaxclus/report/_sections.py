@@ -43,6 +43,7 @@ def robustness(context: Context) -> Markup:
         if any(e.norm == norm for run in context.runs for e in run.evaluations):
             parts.append(element("h3", f"Robust accuracy under {NORMS[norm]}"))
             parts.append(_curve_table(context, norm))
+            parts.append(_member_table(context, norm))
     return join(
         lead(
             "Share of images still classified correctly when an attack may change them by eps on "
@@ -77,6 +78,25 @@ def _curve_table(context: Context, norm: str) -> Markup:
         first, second = _facts.eps_forms(eps, norm)
         head.append(join(f"{NORMS[norm]} {first}", element("small", second)))
     return table(head, rows, numeric=range(2, len(head)))
+
+
+def _member_table(context: Context, norm: str) -> Markup:
+    """Accuracy after each attack of the ensembles, a row for each radius; nothing without any."""
+    rows = []
+    for run in context.runs:
+        for evaluation in run.evaluations:
+            points = evaluation.record["curve"] if evaluation.norm == norm else []
+            for point in points:
+                members = point.get("members", [])
+                if len(members) < 2:
+                    continue
+                after = ", ".join(f"{m['name']} {percent(m['robust_accuracy'])}" for m in members)
+                seconds = ", ".join(f"{m['name']} {m['seconds']:,.0f}" for m in members)
+                name = f"{_facts.attack_name(evaluation)}, {evaluation.num_images:,} images"
+                radius = _facts.eps_text(point["eps"], norm)
+                rows.append((context.chip(run), name, radius, after, seconds))
+    head = ("Run", "Ensemble", "eps", "Accuracy after each attack", "Seconds")
+    return table(head, rows, numeric=()) if rows else Markup()
 
 
 def _at(evaluation: Evaluation, eps: float) -> Any:

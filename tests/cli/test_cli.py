@@ -4,12 +4,15 @@ import json
 import re
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 
 import jaxclus as jc
 from jaxclus import cli
+from jaxclus.attacks import ATTACKS
+from jaxclus.cli._attack import Attack
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,6 +74,38 @@ def test_attack_writes_a_curve_with_everything_a_figure_needs(runs):
     assert 0 < moved <= examples["eps"] + 1e-6
 
 
+def test_evaluate_judges_in_one_command(runs, tmp_path, capfd):
+    words = ["evaluate", str(runs[0]), "--eps", "0.1", "--num-images", "10", "--curve", "1", "9"]
+    assert cli.main([*words, "--output", str(tmp_path)]) == 0
+    out = capfd.readouterr().out
+    assert "AutoAttack(version=standard)" in out and "after square" in out
+    assert "masking checks: " in out
+    found = json.loads((tmp_path / "attacks" / "autoattack-linf.json").read_text())
+    members = [member["name"] for member in found["curve"][0]["members"]]
+    assert members == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    curve = json.loads((tmp_path / "attacks" / "apgd-linf.json").read_text())["curve"]
+    assert [point["eps"] for point in curve] == pytest.approx([0.1, 0.9])
+    assert curve[1]["robust_accuracy"] == 0
+    assert json.loads((tmp_path / "masking.json").read_text())["num_images"] > 0
+    assert not list((tmp_path / "attacks").glob(".unfinished*"))
+
+
+def test_attack_takes_settings_that_fit(runs, tmp_path, capsys):
+    words = ["attack", str(runs[0]), "--eps", "0.1", "--output", str(tmp_path)]
+    few = ["--num-images", "20"]
+    assert cli.main([*words, *few, "--attack", "square", "--queries", "20"]) == 0
+    found = json.loads((tmp_path / "attacks" / "square-linf.json").read_text())
+    assert found["attack"] == "Square(queries=20, restarts=1, p_init=0.8)"
+    assert cli.main([*words, "--attack", "square", "--steps", "3"]) == 1
+    assert "`steps` is no setting of square" in capsys.readouterr().err
+    assert cli.main([*words, "--attack", "carlini-wagner"]) == 1
+    assert "`norm` must be one of l2 for carlini-wagner, got linf" in capsys.readouterr().err
+
+
+def test_every_attack_is_on_the_command_line():
+    assert set(get_args(get_type_hints(Attack)["attack"])) == set(ATTACKS)
+
+
 @pytest.mark.parametrize("attack", ["fgsm", "mi-fgsm"])
 def test_attack_knows_the_other_attacks_and_norms(runs, attack, tmp_path):
     words = ["attack", str(runs[0]), "--attack", attack, "--norm", "l2", "--eps", "0.5"]
@@ -123,7 +158,7 @@ def test_data_lists_and_describes(capsys):
     assert re.search(r"train 1,\d+, test \d+ images", capsys.readouterr().out)
 
 
-COMMANDS = ("train", "attack", "linearize", "report", "data", "demo")
+COMMANDS = ("train", "attack", "evaluate", "linearize", "report", "data", "demo")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

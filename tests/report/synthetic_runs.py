@@ -46,7 +46,36 @@ def write_run(
         for attack in ("PGD(steps=20, restarts=1, step_size=None)", "AutoAttack(version=standard)"):
             _write_attack(directory, rng, attack, norm, strength, dataset, len(class_names), shape)
     _write_linear(directory, rng, class_names, groups, shape, strength)
+    _write_masking(directory, strength)
     return directory
+
+
+def _write_masking(directory: Path, strength: float) -> None:
+    steps = np.arange(101)
+    loss = 1 - np.exp(-steps / 20)
+    finding = {
+        "name": "incomplete optimisation",
+        "severity": "suspected",
+        "detail": "the loss still rises on 31 % of the images",
+        "advice": "Use more steps.",
+    }
+    record = {
+        "attack": "APGD(loss=cross_entropy, steps=100, restarts=1, rho=0.75)",
+        "norm": "linf",
+        "eps": 8 / 255,
+        "num_images": 100,
+        "findings": [] if strength > 0.5 else [finding],
+        "checks": [
+            {"name": "randomised", "figure": 0.0, "limit": 1e-4, "unit": "distance", "found": False}
+        ],
+        "not_run": {"transfer failure": "no surrogate was given"},
+        "loss": {
+            name: (scale * loss).tolist()
+            for name, scale in (("mean", 1.0), ("low", 0.5), ("median", 0.9), ("high", 2.0))
+        },
+        "accuracy": {"eps": [4 / 255, 8 / 255, 1.0], "robust": [0.6, strength, 0.0]},
+    }
+    (directory / "masking.json").write_text(json.dumps(record))
 
 
 def _write_metrics(directory: Path, rng: np.random.Generator, steps: int, strength: float) -> None:
@@ -91,6 +120,10 @@ def _write_attack(directory, rng, attack, norm, strength, dataset, k, shape) -> 
             "seconds": 12.5,
             "images_per_second": 80.0,
             "robust": "01" * 500,
+            "members": [
+                {"name": name, "robust_accuracy": 0.5, "seconds": 3.2}
+                for name in (("apgd-ce", "square") if attack.startswith("Auto") else ("PGD",))
+            ],
         }
         for multiple in (2, 4, 8, 12, 16)
     ]

@@ -85,7 +85,7 @@ def test_complete_runs_have_every_part(complete):
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     assert ids == {
         *("training", "robustness", "examples", "correlation", "dendrograms", "weights"),
-        *("features", "filters", "scores", "settings"),
+        *("features", "filters", "scores", "settings", "masking"),
     }
     per_variant = {
         f"run{run}-{part}-{variant}.png"
@@ -96,7 +96,13 @@ def test_complete_runs_have_every_part(complete):
     per_run = {
         f"run{run}-{part}.png"
         for run in (1, 2)
-        for part in ("features", "features-as-published", "filters", "examples-autoattack-linf")
+        for part in (
+            "features",
+            "features-as-published",
+            "filters",
+            "examples-autoattack-linf",
+            "masking",
+        )
     }
     files = {path.name for path in (complete.parent / "figures").iterdir()}
     assert files == per_variant | per_run | {
@@ -125,6 +131,18 @@ def test_headline_and_curves_carry_their_evidence(complete):
     assert "PGD(steps=20, restarts=1, step_size=None)" in page.text
     assert "Linf 12/255 0.04706" in page.text
     assert "perturbation times 15" in page.text
+
+
+def test_ensembles_show_the_accuracy_after_each_attack(complete):
+    text = Page(complete.read_text()).text
+    assert "apgd-ce 50.0 %, square 50.0 %" in text and "apgd-ce 3, square 3" in text
+
+
+@pytest.mark.parametrize("strength, words", [(0.2, "Use more steps."), (0.8, "None of 1 checks")])
+def test_masking_findings_are_shown_with_their_advice(tmp_path, strength, words):
+    text = Page(write([write_run(tmp_path / "a", strength=strength)], tmp_path / "out").read_text())
+    assert words in text.text and "no surrogate was given" in text.text
+    assert ("incomplete optimisation" in text.text) == (strength == 0.2)
 
 
 def test_settings_are_complete(complete):
