@@ -146,7 +146,7 @@ class Peers:
         self.device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
         for parameter in net.parameters():
             parameter.requires_grad_(False)  # nobody reads their gradients: in the peers' favour
-        self.net = _counted(net.to(self.device).eval())
+        self.net = _counted(net.to(self.device)).eval()
         images = np.asarray(jc.data.to_float(problem.data.images)).transpose(0, 3, 1, 2)
         self.x = torch.from_numpy(images.copy()).to(self.device)
         self.y = torch.from_numpy(problem.data.labels.astype(np.int64)).to(self.device)
@@ -157,8 +157,7 @@ class Peers:
         import torch
 
         with torch.no_grad():
-            parts = [self.net(x).cpu().numpy() for x in self.x.split(BATCH)]
-        return np.concatenate(parts)
+            return np.concatenate([self.net(x).cpu().numpy() for x in self.x.split(BATCH)])
 
     def autoattack(self, package: ModuleType) -> Outcome:
         """The authors' implementation."""
@@ -260,7 +259,7 @@ def bare(model: Callable, data: jc.data.Dataset, batch: int) -> tuple[float, flo
         )
 
 
-def median_seconds(call: Callable[[], object], times: int = 5) -> float:
+def median_seconds(call: Callable[[], object], times: int = 3) -> float:
     """Of several calls, after one that does not count."""
     call()
     seconds = []
