@@ -21,20 +21,29 @@ VERSIONS = {
 
 
 def _member(name: str, threat: Threat, version: str) -> SteppedAttack:
-    """The attack of a name with the settings it has in a version."""
-    many = 5 if version == "plus" or (version == "standard" and isinstance(threat, L1)) else 1
+    """The attack of a name with the settings it has in a version, in "custom" as in "standard"."""
+    standard_l1 = version in ("standard", "custom") and isinstance(threat, L1)
+    many = 5 if version == "plus" or standard_l1 else 1
     if name == "apgd-ce":
         return APGD(threat, restarts=many)
     if name == "apgd-dlr":
         return APGD(threat, loss="dlr", restarts=many)
     if name == "apgd-t":
-        few = version == "standard" and isinstance(threat, L1)
-        return TargetedAPGD(threat, targets=5 if few else 9)
+        return TargetedAPGD(threat, targets=5 if standard_l1 else 9)
     if name == "fab":
         return FAB(threat.name, threat, restarts=5 if version == "plus" else 1)
     if name == "fab-t":
         return TargetedFAB(threat.name, threat)
     return Square(threat)
+
+
+def _lacks(attack: SteppedAttack, classes: int) -> str | None:
+    """Why so many classes are too few for an attack; None if they are enough."""
+    try:
+        attack.check_classes(classes)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 @_pytree.register
@@ -48,7 +57,7 @@ class AutoAttack(Attack):
       restarts, Square, targeted APGD, targeted FAB.
     - "rand": APGD on the cross-entropy and on the DLR loss, for a stochastic classifier:
       `jc.attacks.EOT(model, samples=20)` averages its gradients.
-    - "custom": the attacks given.
+    - "custom": the attacks given, all with this `threat`.
 
     An image is broken if any member breaks it. Every member starts from the clean image. A member
     that needs more classes than the model has is left out (`skipped` says so). As in the reference
@@ -58,8 +67,8 @@ class AutoAttack(Attack):
         threat: the threat model.
         version: "standard", "plus", "rand" or "custom".
         attacks: with "custom", the members: names as above ("apgd-ce", "apgd-dlr", "apgd-t", "fab",
-            "fab-t", "square"), with the settings of "standard", or attacks of the same threat
-            model; else empty.
+            "fab-t", "square"), with the settings of "standard", or attacks of the same norm; else
+            empty.
 
     Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
     parameter-free attacks", ICML 2020, arXiv:2003.01690, section 5; settings of the reference
@@ -87,6 +96,10 @@ class AutoAttack(Attack):
                 _checks.one_of("attacks", member, names)
             elif not isinstance(member, SteppedAttack):
                 raise TypeError(f"`attacks` must be names or attacks, got {member!r}")
+            elif member.ball.name != self.threat.name:
+                raise ValueError(
+                    f"`attacks` must be of the threat's norm {self.threat.name}, got {member!r}"
+                )
 
     @property
     def ball(self) -> Threat:
@@ -101,20 +114,24 @@ class AutoAttack(Attack):
             for given in given
         ]
 
+    def check_classes(self, classes: int) -> None:
+        if not self.members(classes):
+            reasons = "; ".join(self.skipped(classes).values())
+            raise ValueError(
+                f"`attacks` must hold one that {classes} classes are enough for: {reasons}"
+            )
+
     def members(self, classes: int) -> list[tuple[str, SteppedAttack]]:
         """The attacks by name, in order, that a model of so many classes can be attacked with."""
-        left_out = self.skipped(classes)
-        return [(name, attack) for name, attack in self._all() if name not in left_out]
+        return [(name, attack) for name, attack in self._all() if _lacks(attack, classes) is None]
 
     def skipped(self, classes: int) -> dict[str, str]:
         """The members that are left out for a model of so many classes, each with the reason."""
-        reasons = {}
-        for name, attack in self._all():
-            try:
-                attack.check_classes(classes)
-            except ValueError as error:
-                reasons[name] = str(error)
-        return reasons
+        return {
+            name: reason
+            for name, attack in self._all()
+            if (reason := _lacks(attack, classes)) is not None
+        }
 
     def _search(
         self,
