@@ -98,7 +98,7 @@ def _cpu() -> str:
 @contextlib.contextmanager
 def progress(
     description: str, total: int, unit: str, *, enabled: bool = True, done: int = 0
-) -> Iterator[Callable[[float, str], None]]:
+) -> Iterator[Callable[[float | int, str], None]]:
     """A progress bar on stderr with rate and time left; yields `advance(count, text)`.
 
     Args:
@@ -123,7 +123,7 @@ def progress(
     with Progress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task(description, total=total, completed=done, rate="", text="")
 
-        def advance(count: float, text: str = "") -> None:
+        def advance(count: float | int, text: str = "") -> None:
             bars.advance(task, count)
             speed = bars.tasks[0].speed
             digits = 0 if speed and speed >= 10 else 2
