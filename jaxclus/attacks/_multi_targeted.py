@@ -22,7 +22,7 @@ class MultiTargetedPGD(GradientAscent):
     keeps each image's first success over all iterates and rounds, else the iterate of highest loss;
     so does `perturb`.
 
-    The paper takes all k - 1 classes in turn, and normalises no gradient: it steps by Adam.
+    The paper takes all k - 1 classes in turn, and prefers Adam to such steps.
 
     Attributes:
         threat: the threat model.
