@@ -2,10 +2,12 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import clustering_effect
+import jaxclus as jc
+from experiments import clustering_effect, robustness_table
 
 
 def test_clustering_effect_quick(tmp_path):
@@ -50,3 +52,68 @@ def test_paired_p_value_is_exact(standard, robust, p):
 def test_undefined_scores_are_left_out():
     found = clustering_effect.compare(rows([0.1, None, 0.3], [0.2, 0.4, None]))
     assert found["with_batch_norm"]["cophenetic"] == {"seeds": 1}
+
+
+@pytest.fixture
+def linear_network(tmp_path):
+    """Least squares on the digits, as a reference network."""
+    train = jc.data.load("digits", "train")
+    x = train.images.reshape(len(train), -1) / 255
+    x = np.hstack([x, np.ones((len(x), 1))])
+    y = np.eye(10)[train.labels]
+    solution = np.linalg.solve(x.T @ x + np.eye(65), x.T @ y).astype(np.float32)
+    layers = [["flatten", "hwc"], ["dense", "p0", "p1"]]
+    meta = {"dataset": "digits", "mean": [0.0], "std": [1.0], "layers": layers}
+    path = tmp_path / "networks" / "least_squares.npz"
+    path.parent.mkdir()
+    np.savez(path, meta=json.dumps(meta), p0=solution[:-1], p1=solution[-1])
+    return path
+
+
+def test_robustness_table_quick(tmp_path, linear_network, capsys):
+    experiment = robustness_table.Experiment(
+        networks=(linear_network.parent,), quick=True, seeds=2, output=tmp_path,
+        work=tmp_path / "work",
+    )  # fmt: skip
+    result = experiment.run()
+    (row,) = result["rows"]
+    assert row["network"] == "least_squares" and row["num_images"] == robustness_table.QUICK_IMAGES
+    assert row["clean_accuracy"] > 0.8 and row["eps"] == pytest.approx(0.2)
+    after = list(row["accuracy_after"].values())
+    assert list(row["accuracy_after"]) == ["APGD", "TargetedFAB", "Square"]
+    assert row["clean_accuracy"] >= after[0] >= after[1] >= after[2] == row["robust_accuracy"]
+    assert row["worst_over_seeds"] <= row["robust_accuracy"] < row["clean_accuracy"]
+    assert len(row["evaluations"]) == 2 and row["masking"]["num_images"] == 4
+    written = json.loads((tmp_path / "robustness_table-quick.json").read_text())
+    assert written["rows"] == json.loads(json.dumps(result["rows"]))
+    table = (tmp_path / "robustness_table-quick.md").read_text()
+    assert "| least_squares | digits | 16 | linf, 0.2 (51/255) |" in table
+    capsys.readouterr()
+    again = experiment.run()  # from what the first run left, with the times that it took
+    assert again["rows"] == result["rows"] and "masking checks" not in capsys.readouterr().err
+
+
+def test_robustness_table_names_its_networks(tmp_path, linear_network):
+    model = jc.models.create("cnn", 10, (8, 8, 1), jax.random.key(0))
+    path = jc.export(model, tmp_path / "tiny.safetensors")
+    table = robustness_table.Experiment((path,), (linear_network,), dataset="digits")
+    found = table._networks()
+    assert [(network.name, network.dataset) for network in found] == [
+        ("tiny", "digits"), ("least_squares", "digits"),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="`checkpoints` must have different names, got.*tiny"):
+        robustness_table.Experiment((path, path), dataset="digits").run()
+    with pytest.raises(ValueError, match="`dataset` must be given"):
+        robustness_table.Experiment((path,)).run()
+    with pytest.raises(ValueError, match="`checkpoints` or `networks` must name a network"):
+        robustness_table.Experiment().run()
+    with pytest.raises(ValueError, match="`eps` must be given, since digits has no usual l1 one"):
+        robustness_table.Experiment(norm="l1")._threat("digits")
+    assert robustness_table.Experiment(eps="4/255")._threat("cifar10").eps == pytest.approx(4 / 255)
+
+
+def test_flags_leave_out_what_merely_informs():
+    findings = [("rounding", "certain"), ("loop", "suspected"), ("classes", "information")]
+    masking = {"findings": [{"name": n, "severity": s} for n, s in findings]}
+    assert robustness_table.flags(masking) == "rounding (certain), loop (suspected)"
+    assert robustness_table.flags({"findings": []}) == "none"
