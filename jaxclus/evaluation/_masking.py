@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,29 +13,20 @@ from jaxclus import _checks, _classifier, compose, losses, runs
 from jaxclus._classifier import Classifier
 from jaxclus.attacks import APGD, Attack, Finding, lint
 from jaxclus.attacks._base import BoundedAttack
-from jaxclus.attacks._gradient import evaluate_with_gradient
 from jaxclus.data import Dataset, to_float
 from jaxclus.evaluation import _flags, _indicators
+from jaxclus.evaluation._probe import Probe, Searched, bind_search
 from jaxclus.evaluation._result import Robustness
 from jaxclus.evaluation._robustness import _check as _check_data
-from jaxclus.evaluation._robustness import _microbatches, describe
+from jaxclus.evaluation._robustness import describe
 from jaxclus.evaluation._signs import SIGNS, Checked
-from jaxclus.threat import L1, L2, Threat, image_keys
+from jaxclus.threat import L1, Threat
 
-#: Passes over the same images that must agree, as in the reference implementation of AutoAttack.
-PASSES = 5
-#: Draws of noise for each image. The authors' code of the indicators takes 100 for single images.
-DRAWS = 10
-#: Noise is uniform in [-NOISE, NOISE] for each pixel, as in the same code.
-NOISE = 4 / 255
 #: The radii of the accuracy curve as multiples of the threat model's, as far as they are smaller
 #: than the last one, which covers the whole pixel box.
 RADII = (0.5, 1.0, 2.0, 4.0)
 
 _SEVERITIES = ("certain", "suspected", "information")
-
-# The numbers under which an image's key is split for noise and for the random start.
-_NOISE, _START = 2**31 - 2, 2**31 - 3
 
 _NO_GRADIENT = "the model has no gradient"
 _OF_THE_ATTACK = (
@@ -177,28 +168,25 @@ def masking(
     total = len(radii) + 2 + (surrogate is not None)
     bar = runs.progress("masking checks", total, "runs", enabled=progress)
     with bar as advance, jax.default_matmul_precision("highest"):
-        probe = _Probe(key, model, data, num_images)
+        probe = Probe(key, model, data, num_images)
         found = _lint(model, data)
         _flag(record, probe, threat, classes, found, robustness)
         record.add(_indicators.unstable_predictions(*probe.margins()))
         advance(1, "")
         norms = _gradients(record, probe, attack, classes)
         advance(1, "")
-        search, searched = _bind_search(model), []
+        own, standing = probe.not_attacked(), []
+        search = bind_search(model)
         for radius in radii if norms else ():
-            searched.append(_attacked(search, probe, _with_threat(attack, radius), classes))
+            asked = radius == threat
+            at = probe.attacked(search, _with_threat(attack, radius), trace=asked)
+            own = at if asked else own
+            standing.append(~at.success)
             advance(1, "")
-        number = [radius.eps for radius in radii].index(threat.eps)
-        own = searched[number] if searched else _Searched.nothing(probe.x)
-        eps = np.array([radius.eps for radius in radii[: len(searched)]])
-        standing = ~np.array([each.success for each in searched], bool).reshape(
-            -1, len(own.success)
-        )
-        if searched:
-            _judge(record, own, eps, standing)
-        else:
-            record.skip(_NO_GRADIENT, *_OF_THE_ATTACK)
-        _transfer(record, probe, surrogate, attack, classes, own)
+        eps = np.array([radius.eps for radius in radii[: len(standing)]])
+        standing = np.array(standing, bool).reshape(len(eps), len(probe.index))
+        _judge(record, own, eps, standing, _proof(model, attack, classes))
+        _transfer(record, probe, surrogate, attack, own.success)
         advance(float(surrogate is not None), "")
     findings = [*record.findings, *found]
     return Masking(
@@ -235,139 +223,6 @@ class _Record:
         self.not_run |= dict.fromkeys(names, reason)
 
 
-class _Probe:
-    """A model, and the first images of a data set that it classifies correctly."""
-
-    def __init__(self, key: jax.Array, model: Classifier, data: Dataset, num_images: int):
-        self.key, self.model = key, model
-        self.verdict = _bind_verdict(model)
-        self.gradient_norms = _bind_gradient_norms(model)
-        found: list[int] = []
-        for numbers, count in _microbatches(np.arange(len(data)), min(num_images, len(data))):
-            index = jnp.asarray(numbers, jnp.int32)
-            _, predicted = self.verdict(key, to_float(data.images[numbers]), index)
-            right = np.asarray(predicted)[:count] == data.labels[numbers[:count]]
-            found += numbers[:count][right].tolist()
-            if len(found) >= num_images:
-                break
-        if not found:
-            raise ValueError(
-                f"`data` must hold images that the model classifies correctly, got {len(data)} "
-                "of which none is"
-            )
-        chosen = np.array(found[:num_images], np.int32)
-        self.index, self.y = jnp.asarray(chosen), jnp.asarray(data.labels[chosen])
-        self.x = to_float(data.images[chosen])
-
-    def passes(self) -> np.ndarray:
-        """Logits of several passes [passes, n, k].
-
-        In each the images stand at other places of the batch, and a callable without visible
-        weights is traced anew: random numbers that are fixed for a place or a program show too.
-        """
-        logits = []
-        for shift in range(PASSES):
-            order = np.roll(np.arange(len(self.index)), shift)
-            rolled, _ = _bind_verdict(self.model)(self.key, self.x[order], self.index[order])
-            logits.append(np.roll(np.asarray(rolled), -shift, axis=0))
-        return np.stack(logits)
-
-    def margins(self) -> tuple[np.ndarray, np.ndarray]:
-        """Margins of the images [n], and with noise added [draws, n]."""
-        keys = compose.split(image_keys(self.key, self.index), _NOISE)
-
-        def margin(x: jax.Array) -> np.ndarray:
-            logits, _ = self.verdict(self.key, x, self.index)
-            return np.asarray(losses.margin(logits, self.y))
-
-        def uniform(key: jax.Array) -> jax.Array:
-            return jax.random.uniform(key, self.x.shape[1:], minval=-NOISE, maxval=NOISE)
-
-        noise = (jax.vmap(uniform)(compose.split(keys, draw)) for draw in range(DRAWS))
-        noisy = [margin(jnp.clip(self.x + each, min=0.0, max=1.0)) for each in noise]
-        return margin(self.x), np.stack(noisy)
-
-    def right(self, x: jax.Array) -> np.ndarray:
-        """Whether the images x are classified correctly [n]."""
-        _, predicted = self.verdict(self.key, x, self.index)
-        return np.asarray(predicted == self.y)
-
-    def norms(self, x: jax.Array, used: Mapping[str, losses.Loss]) -> dict[str, np.ndarray]:
-        """The gradient's norm at the images x [n], for each loss."""
-        found = self.gradient_norms(self.key, x, self.y, self.index, used=tuple(used.values()))
-        return dict(zip(used, map(np.asarray, found), strict=True))
-
-
-class _Searched(NamedTuple):
-    """What an attack did to n images.
-
-    Attributes:
-        x_adv: what it returned, the image itself where that is outside the threat model.
-        passed: whether it went through a misclassified iterate [n].
-        success: whether `x_adv` is misclassified [n].
-        loss: the loss at every iterate, of each image's round of highest loss [steps, n].
-    """
-
-    x_adv: jax.Array
-    passed: np.ndarray
-    success: np.ndarray
-    loss: np.ndarray
-
-    @classmethod
-    def nothing(cls, x: jax.Array) -> "_Searched":
-        """What an attack that cannot be run does."""
-        none = np.zeros(len(x), bool)
-        return cls(x, none, none, np.zeros((0, len(x)), np.float32))
-
-
-def _verdict(model, key, x, index):
-    return _classifier.verdict(model, image_keys(key, index), x)
-
-
-def _gradient_norms(model, key, x, y, index, *, used):
-    keys = compose.split(image_keys(key, index), 0)
-    gradients = [evaluate_with_gradient(model, keys, loss, x, y).gradient for loss in used]
-    return [L2(1.0).norm(gradient) for gradient in gradients]
-
-
-def _search(model, attack, key, x, y, index):
-    keys = image_keys(key, index)
-    logits, _ = _classifier.verdict(model, keys, x)
-    found = attack._search(keys, model, x, y, logits, y >= 0, trace=True)
-    inside = attack.ball.norm(found.x_adv - x) <= attack.ball.limit  # False for NaN too
-    x_adv = jnp.where(inside[:, None, None, None], found.x_adv, x)
-    wrong = _classifier.verdict(model, keys, x_adv)[1] != y
-    return x_adv, found.success, wrong, found.trace
-
-
-_bind_verdict = _classifier.jit_over_model(_verdict)
-_bind_gradient_norms = _classifier.jit_over_model(_gradient_norms, static_argnames=("used",))
-_bind_search = _classifier.jit_over_model(_search)
-
-
-def _attacked(search: Any, probe: _Probe, attack: BoundedAttack, classes: int) -> _Searched:
-    """The attack on the probe's images, by `_bind_search` of some model."""
-    x_adv, passed, success, trace = search(attack, probe.key, probe.x, probe.y, probe.index)
-    trace = np.clip(np.nan_to_num(np.asarray(trace)), -1e30, 1e30)  # differences must be finite
-    proof = math.inf if compose.is_stochastic(probe.model) else _proof(attack, classes)
-    passed = np.asarray(passed) | (trace > proof).any(axis=(0, 1))
-    highest = trace.max(axis=1).argmax(axis=0)
-    loss = np.take_along_axis(trace, highest[None, None], axis=0)[0]
-    return _Searched(x_adv, passed, np.asarray(success), loss)
-
-
-def _proof(attack: BoundedAttack, classes: int) -> float:
-    """The loss above which an iterate is misclassified for sure.
-
-    Where the prediction is right, the label's probability is at least 1 / k. None for losses that
-    are not known, and in the L1 norm, where APGD's first iterates are outside the ball.
-    """
-    loss = None if isinstance(attack.ball, L1) else getattr(attack, "loss", None)
-    if loss in ("cross_entropy", losses.cross_entropy):
-        return math.log(classes) + 1e-4
-    return 0.0 if loss in ("dlr", "margin", losses.dlr, losses.margin) else math.inf
-
-
 def _lint(model: Classifier, data: Dataset) -> list[Finding]:
     """The lint's findings; that a jc.Stochastic draws random numbers is no news."""
     found = lint(model, jax.ShapeDtypeStruct((2, *data.input_shape), jnp.float32))
@@ -377,7 +232,7 @@ def _lint(model: Classifier, data: Dataset) -> list[Finding]:
 
 def _flag(
     record: _Record,
-    probe: _Probe,
+    probe: Probe,
     threat: Threat,
     classes: int,
     found: Sequence[Finding],
@@ -401,60 +256,76 @@ def _flag(
 
 
 def _gradients(
-    record: _Record, probe: _Probe, attack: BoundedAttack, classes: int
+    record: _Record, probe: Probe, attack: BoundedAttack, classes: int
 ) -> dict[str, np.ndarray]:
-    """The checks of gradients; their norms at the random start, empty if there is no gradient."""
+    """The checks of gradients; their norms at the random start, none if there is no gradient."""
     loss = losses.get(getattr(attack, "loss", "cross_entropy"))
     name = next((name for name, known in losses.LOSSES.items() if known is loss), "its loss")
     used = {"cross_entropy": losses.cross_entropy, name: loss}
     if classes >= 3:
         used["dlr"] = losses.dlr
-    keys = compose.split(image_keys(probe.key, probe.index), _START)
     try:
-        clean = probe.norms(probe.x, used)
+        clean, _ = probe.gradient_norms(probe.x, used)
     except (TypeError, ValueError, NotImplementedError) as error:  # JAX's, while it differentiates
-        record.add(_indicators.gradient_raises(f"{type(error).__name__}: {error}".splitlines()[0]))
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        record.add(_indicators.gradient_raises(reason))
         record.skip(_NO_GRADIENT, "zero gradient")
         return {}
-    x = attack.threat.random_start(keys, probe.x)
-    start, right = probe.norms(x, used), probe.right(x)
+    start, right = probe.gradient_norms(probe.random_start(attack.threat), used)
     flagged = {name: start[name] for name in ("cross_entropy", "dlr") if name in start}
     record.add(_flags.zero_gradient(flagged, right))
     record.add(_indicators.unavailable_gradients(clean[name], name))
     return start
 
 
-def _judge(record: _Record, own: _Searched, eps: np.ndarray, standing: np.ndarray) -> None:
-    """The checks of the attack's runs."""
-    stands = ~own.success
+def _proof(model: Classifier, attack: BoundedAttack, classes: int) -> float:
+    """The loss above which an iterate is misclassified for sure; infinity if there is none.
+
+    Where the prediction is right, the label's probability is at least 1 / k. A stochastic model's
+    loss is that of some passes, and in the L1 norm APGD's first iterates are outside the ball.
+    """
+    loss = getattr(attack, "loss", None)
+    if compose.is_stochastic(model) or isinstance(attack.threat, L1):
+        return math.inf
+    if loss in ("cross_entropy", losses.cross_entropy):
+        return math.log(classes) + 1e-4
+    return 0.0 if loss in ("dlr", "margin", losses.dlr, losses.margin) else math.inf
+
+
+def _judge(
+    record: _Record, own: Searched, eps: np.ndarray, standing: np.ndarray, proof: float
+) -> None:
+    """The checks of the attack's runs: `own` for the threat model, `standing` for all radii."""
+    if not len(eps):
+        record.skip(_NO_GRADIENT, *_OF_THE_ATTACK)
+        return
+    loss, stands = own.loss, ~own.success
+    passed = own.passed | (own.trace > proof).any(axis=(0, 1))
     record.add(
-        _indicators.silent_success(own.passed, own.success),
-        _indicators.incomplete_optimisation(own.loss, stands),
+        _indicators.silent_success(passed, own.success),
+        _indicators.incomplete_optimisation(loss, stands),
         _indicators.unconstrained_attack_failure(standing[-1]),
-        _indicators.loss_does_not_rise(own.loss, stands),
-        _indicators.noisy_loss(own.loss, stands),
+        _indicators.loss_does_not_rise(loss, stands),
+        _indicators.noisy_loss(loss, stands),
         _indicators.accuracy_rises(eps, standing.mean(axis=1)),
     )
 
 
 def _transfer(
     record: _Record,
-    probe: _Probe,
+    probe: Probe,
     surrogate: Classifier | None,
     attack: BoundedAttack,
-    classes: int,
-    own: _Searched,
+    success: np.ndarray,
 ) -> None:
-    """The checks of an attack on another model."""
+    """The checks of the attack on another model."""
     if surrogate is None:
         record.skip("no surrogate was given", "transfer failure", "transfer wins")
         return
-    found = _attacked(_bind_search(surrogate), probe, attack, classes)
-    fooled = ~probe.right(found.x_adv)
-    record.add(
-        _indicators.transfer_failure(found.success, fooled),
-        _indicators.transfer_wins(fooled, own.success),
-    )
+    crafted = probe.attacked(bind_search(surrogate), attack, trace=False)
+    fooled = ~probe.right(crafted.x_adv)
+    record.add(_indicators.transfer_failure(crafted.success, fooled))
+    record.add(_indicators.transfer_wins(fooled, success))
 
 
 def _check(
@@ -506,7 +377,7 @@ def _with_threat(attack: Attack, threat: Threat) -> BoundedAttack:
 
 
 def _box(threat: Threat, shape: tuple[int, ...]) -> float:
-    """The radius of the ball around any image that covers the pixel box."""
+    """A radius with which the ball around any image covers the pixel box."""
     pixels = math.prod(shape)
     return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[threat.name]
 
@@ -514,9 +385,8 @@ def _box(threat: Threat, shape: tuple[int, ...]) -> float:
 def _radii(threat: Threat, shape: tuple[int, ...]) -> list[Threat]:
     """The threat models of the accuracy curve, ascending."""
     box = _box(threat, shape)
-    return [
-        type(threat)(eps) for eps in (*(share * threat.eps for share in RADII), box) if eps <= box
-    ]
+    smaller = [share * threat.eps for share in RADII if share * threat.eps < box]
+    return [type(threat)(eps) for eps in (*smaller, box)]
 
 
 def _quantiles(values: np.ndarray) -> dict[str, list[float]]:

@@ -131,7 +131,7 @@ SIGNS: dict[str, Sign] = {
 }  # fmt: skip
 
 
-def checked(name: str, figure: float, detail: str, found: bool = False) -> Checked:
+def checked(name: str, figure: float | np.floating, detail: str, found: bool = False) -> Checked:
     """The outcome of the check of a name, with what was seen.
 
     Args:
