@@ -43,7 +43,7 @@ class Reference:
 
     def __init__(self, model, norm, eps, seed, version, device):
         assert (norm, version) == ("Linf", "standard") and eps == pytest.approx(1e-6)
-        self.model, self.logger = model, None
+        self.model, self.logger = model, types.SimpleNamespace(log=print)
         self.apgd, self.fab, self.square = (types.SimpleNamespace() for _ in range(3))
         self.apgd_targeted = types.SimpleNamespace()
 
