@@ -17,9 +17,12 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Measures against PyTorch; see the head of each file. Results go to benchmarks/results/.
+# AutoAttack's peers are to be installed or named: make bench AUTOATTACK="--networks DIR --reference PATH"
+AUTOATTACK ?= --resnet18 --num-images 256 --steps 5
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.pgd
 	$(BIN)/python -m benchmarks.linearize
+	$(BIN)/python -m benchmarks.autoattack $(AUTOATTACK)
 
 clean:
 	rm -rf $(VENV)
