@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxclus import _checks, _classifier, compose, losses, runs
 from jaxclus._classifier import Classifier
-from jaxclus.attacks import APGD, Attack, Finding, lint
+from jaxclus.attacks import APGD, Attack, Finding, Square, lint
 from jaxclus.attacks._base import BoundedAttack
 from jaxclus.data import Dataset, to_float
 from jaxclus.evaluation import _flags, _indicators
@@ -144,7 +144,7 @@ def masking(
         model: a classifier, images [b, h, w, c] in [0, 1] -> float32 logits [b, k].
         data: images; as many as needed are looked at, in their order.
         threat: the threat model of interest.
-        attack: the attack to look at, one that is bounded by a threat model, which `threat`
+        attack: the attack to look at, a gradient attack in a threat model, which `threat`
             replaces; its step size, if it is given one, is scaled as eps. Default: `APGD(threat)`.
         robustness: an evaluation of the same model under AutoAttack, or another ensemble with
             Square, for "Square wins".
@@ -365,9 +365,9 @@ def _check(
 
 def _with_threat(attack: Attack, threat: Threat) -> BoundedAttack:
     """The attack with another threat model, its step size scaled as eps if it is given one."""
-    if not isinstance(attack, BoundedAttack):
+    if not isinstance(attack, BoundedAttack) or isinstance(attack, Square):
         raise TypeError(
-            f"`attack` must be one attack that a threat model bounds, as APGD, got {attack!r}"
+            f"`attack` must be one gradient attack that a threat model bounds, got {attack!r}"
         )
     changed: dict[str, Any] = {"threat": threat}
     step_size = getattr(attack, "step_size", None)

@@ -306,6 +306,12 @@ def test_transfer_wins_where_the_gradient_is_gone(digits, weights):
     assert names(found) == FLAT | {"transfer wins"}
 
 
+def test_transfer_is_checked_where_there_is_no_gradient_at_all(digits, weights):
+    found = check(Partial(looped, weights), digits, surrogate=Partial(network, weights))
+    assert names(found) == TOYS[looped] | {"transfer wins"}
+    assert found.gradient_norms == {}
+
+
 def test_transfer_failure_is_information(digits, weights, robust_weights):
     found = check(Partial(network, robust_weights), digits, surrogate=Partial(network, weights))
     (finding,) = found.findings
@@ -461,7 +467,8 @@ def test_every_sign_can_fire_by_itself():
         ({"num_images": 0}, ValueError, "`num_images` must be at least 1"),
         ({"threat": 0.1}, TypeError, "`threat` must be one as Linf"),
         ({"threat": jc.Linf(1.0)}, ValueError, "`threat` must be smaller than the whole pixel box"),
-        ({"attack": AutoAttack(BALL)}, TypeError, "`attack` must be one attack that a threat"),
+        ({"attack": AutoAttack(BALL)}, TypeError, "`attack` must be one gradient attack"),
+        ({"attack": jc.attacks.Square(BALL)}, TypeError, "`attack` must be one gradient attack"),
         ({"robustness": 0.5}, TypeError, "`robustness` must be what jc.evaluation.robustness"),
         ({"robustness": chain(9), "threat": jc.L2(0.1)}, ValueError, "`robustness` must be for"),
         ({"surrogate": lambda x: x[:, 0, :2, 0]}, ValueError, "`surrogate` must have 10 classes"),
