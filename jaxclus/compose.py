@@ -58,6 +58,10 @@ class Chain:
         object.__setattr__(self, "parts", parts)
         if not parts or not all(callable(part) for part in parts):
             raise TypeError(f"`parts` must be one callable or more, got {parts!r}")
+        if any(isinstance(part, EOT) for part in parts):
+            raise TypeError(
+                "`parts` must hold no EOT: it averages whole models, as EOT(Chain(...))"
+            )
 
     def __call__(self, *args: jax.Array) -> jax.Array:
         """The chain's output on images; before them the key, if a part is stochastic."""

@@ -78,12 +78,9 @@ class _AutoPGD(BoundedAttack, abc.ABC):
         """What is maximised, (logits [b, k], y [b]) -> [b]."""
 
     @property
-    def _l1(self) -> bool:
-        return isinstance(self.threat, L1)
-
-    @property
     def steps_per_round(self) -> int:
-        return _apgd_l1.Schedule(self.steps).evaluations if self._l1 else self.steps
+        l1 = isinstance(self.threat, L1)
+        return _apgd_l1.Schedule(self.steps).evaluations if l1 else self.steps
 
     @property
     def finish_cost(self) -> tuple[int, int]:
@@ -91,7 +88,8 @@ class _AutoPGD(BoundedAttack, abc.ABC):
 
     def start(self, images: Images) -> State:
         low = jnp.full(images.y.shape, -jnp.inf)
-        memory = _apgd_l1.start(self.threat, images) if self._l1 else self._start(images)
+        l1 = self.threat if isinstance(self.threat, L1) else None
+        memory = self._start(images) if l1 is None else _apgd_l1.start(l1, images)
         return State(images.x, low, images.y < 0, low, memory)
 
     def step(self, model: Classifier, images: Images, i: jax.Array, state: State) -> State:
@@ -99,7 +97,7 @@ class _AutoPGD(BoundedAttack, abc.ABC):
         at = _gradient.evaluate_with_gradient(
             model, compose.split(images.keys, i), loss, memory.iterate, images.y
         )
-        if self._l1:
+        if isinstance(self.threat, L1):
             schedule = _apgd_l1.Schedule(self.steps)
             inside = schedule.inside(i)  # before, the iterates are in larger balls
             kept = keep(
@@ -118,9 +116,11 @@ class _AutoPGD(BoundedAttack, abc.ABC):
 
     def _start(self, images: Images) -> _Ascent:
         """A random point of the ball's surface, clipped to the box."""
-        draw = jax.random.uniform if isinstance(self.threat, Linf) else jax.random.normal
-        low = {"minval": -1.0} if isinstance(self.threat, Linf) else {}
-        delta = jax.vmap(lambda key: draw(key, images.x.shape[1:], **low))(images.keys)
+        shape = images.x.shape[1:]
+        if isinstance(self.threat, Linf):
+            delta = jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0))(images.keys)
+        else:
+            delta = jax.vmap(lambda key: jax.random.normal(key, shape))(images.keys)
         delta = self.threat.eps * delta / _column(jnp.maximum(self.threat.norm(delta), 1e-12))
         iterate, zero = jnp.clip(images.x + delta, min=0.0, max=1.0), jnp.zeros(images.y.shape)
         return _Ascent(

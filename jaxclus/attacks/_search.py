@@ -42,7 +42,11 @@ def begin(attack: SteppedAttack, images: Images, live: jax.Array) -> Slots:
 
 
 def advance(
-    attack: SteppedAttack, model: Classifier, slots: Slots, limit: jax.Array | int, enough: jax.Array | int
+    attack: SteppedAttack,
+    model: Classifier,
+    slots: Slots,
+    limit: jax.Array | int,
+    enough: jax.Array | int,
 ) -> Slots:
     """Takes at most `limit` steps, while at least `enough` slots (1 or more) are live.
 

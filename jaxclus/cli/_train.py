@@ -125,8 +125,8 @@ class Train:
         if attack is not None:
             adversary = {
                 "attack": repr(attack),
-                "norm": attack.threat.name,
-                "eps": float(attack.threat.eps),
+                "norm": attack.ball.name,
+                "eps": float(attack.ball.eps),
             }
         return {
             "name": self.directory(seed).name,

@@ -41,13 +41,13 @@ _PASSES = 100
 class Batch(NamedTuple):
     """What the host puts into slots."""
 
-    new: np.ndarray  # which slots are filled anew, bool [s]
-    stop: np.ndarray  # which slots are given up, bool [s]
-    index: np.ndarray  # number of the image in each slot, int32 [s]
-    round: np.ndarray  # number of its round, int32 [s]
-    images: np.ndarray  # uint8 [s, h, w, c]
-    labels: np.ndarray  # int32 [s]
-    logits: np.ndarray  # of the clean images, float32 [s, k]
+    new: Any  # which slots are filled anew, bool [s]
+    stop: Any  # which slots are given up, bool [s]
+    index: Any  # number of the image in each slot, int32 [s]
+    round: Any  # number of its round, int32 [s]
+    images: Any  # uint8 [s, h, w, c]
+    labels: Any  # int32 [s]
+    logits: Any  # of the clean images, float32 [s, k]
 
 
 def _images(key: jax.Array, member: jax.Array | None, batch: Batch) -> Images:
@@ -117,9 +117,15 @@ class Ledger:
     def of(cls, attacked: np.ndarray) -> "Ledger":
         """The ledger before the attack on the images that are marked, bool [n]."""
         n = len(attacked)
-        zeros = [np.zeros(n, np.int32) for _ in range(4)]
-        lowest = np.full(n, -np.inf, np.float32)
-        return cls(attacked.copy(), *zeros[:2], np.zeros(n, bool), lowest, *zeros[2:])
+        return cls(
+            waiting=attacked.copy(),
+            next_round=np.zeros(n, np.int32),
+            running=np.zeros(n, np.int32),
+            success=np.zeros(n, bool),
+            value=np.full(n, -np.inf, np.float32),
+            forward=np.zeros(n, np.int32),
+            gradient=np.zeros(n, np.int32),
+        )
 
     def take(self, count: int, rounds: int) -> list[tuple[int, int]]:
         """The next so many (image, round) to begin: first images that no slot holds."""
@@ -283,7 +289,7 @@ def _collect(
         (slots.live, slots.steps, state.success, state.value)
     )
     ended = np.flatnonzero((image >= 0) & ~live)
-    candidates = np.asarray(state.x_adv) if len(ended) else None
+    candidates = np.asarray(state.x_adv if len(ended) else state.x_adv[:0])
     spent = jax.device_get(_search.queries(attack, slots.steps))
     done = 0
     for slot in ended:

@@ -63,13 +63,12 @@ class Progress:
         members: results of the finished attacks.
         x_adv: candidates, float32 [n, h, w, c].
         seconds: time spent on the unfinished attack.
-        ledger: that of the last attack.
     """
 
     def __init__(self, directory: Path | None, who: dict[str, Any], shape: tuple[int, ...]):
         self.directory, self.who = directory, who
         self.members: list[MemberResult] = []
-        self.seconds, self.ledger = 0.0, None
+        self.seconds = 0.0
         self._unsaved, self._last = 0, time.monotonic()
         if directory is None:
             self.x_adv = np.zeros(shape, np.float32)
@@ -118,8 +117,9 @@ class Progress:
         with np.load(path, allow_pickle=False) as saved:
             if int(saved["member"]) != len(self.members):
                 return _packing.Ledger.of(attacked), None
-            fields = {name: saved[f"ledger/{name}"] for name in _LEDGER}
-            ledger = _packing.Ledger(**fields | {"finished": int(fields["finished"])})
+            fields: dict[str, Any] = {name: saved[f"ledger/{name}"] for name in _LEDGER}
+            fields["finished"] = int(fields["finished"])
+            ledger = _packing.Ledger(**fields)
             self.seconds = float(saved["seconds"])
             image, round_ = saved["image"], saved["round"]
             leaves = [saved[f"slots/{i}"] for i in range(int(saved["leaves"]))]
@@ -143,16 +143,16 @@ class Progress:
         self.x_adv.flush()  # pyright: ignore[reportAttributeAccessIssue]
         leaves = _packing.leaves(pending.slots)
         with runs.atomic_file(self.directory / "state.npz") as file:
-            np.savez(
-                file,
-                member=len(self.members),
-                seconds=self.seconds,
-                image=pending.image,
-                round=pending.round,
-                leaves=len(leaves),
-                **{f"ledger/{name}": getattr(ledger, name) for name in _LEDGER},
-                **{f"slots/{i}": leaf for i, leaf in enumerate(leaves)},
-            )  # pyright: ignore[reportArgumentType]
+            arrays: dict[str, Any] = {
+                "member": len(self.members),
+                "seconds": self.seconds,
+                "image": pending.image,
+                "round": pending.round,
+                "leaves": len(leaves),
+            }
+            arrays |= {f"ledger/{name}": getattr(ledger, name) for name in _LEDGER}
+            arrays |= {f"slots/{i}": leaf for i, leaf in enumerate(leaves)}
+            np.savez(file, **arrays)
 
     def finish_member(self, result: MemberResult) -> None:
         """Notes a finished attack."""

@@ -43,11 +43,11 @@ class MemberResult:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "MemberResult":
         """The result that `to_json` gave as `values`."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(
-            **{name: values[name] for name in names}
-            | {"robust": from_digits(values["robust"])}
-        )  # fmt: skip
+        fields: dict[str, Any] = {
+            field.name: values[field.name] for field in dataclasses.fields(cls)
+        }
+        fields["robust"] = from_digits(values["robust"])
+        return cls(**fields)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

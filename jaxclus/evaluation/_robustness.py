@@ -220,9 +220,10 @@ class _Evaluation:
                 broken = self.clean & ~saved.members[number].robust
                 continue
             single = len(members) == 1 and isinstance(attack, SteppedAttack)
-            broken |= self._member(saved, name, member, None if single else number, broken)
-            result = self._member_result(saved, name, member, self.clean & ~broken)
-            saved.finish_member(result)
+            saved.finish_member(
+                self._member(saved, name, member, None if single else number, broken)
+            )
+            broken = self.clean & ~saved.members[-1].robust
         return self._result(attack, seed, saved)
 
     def _member(
@@ -232,8 +233,8 @@ class _Evaluation:
         attack: SteppedAttack,
         number: int | None,
         broken: np.ndarray,
-    ) -> np.ndarray:
-        """Which of the images that still stand this attack breaks, bool [n]."""
+    ) -> MemberResult:
+        """The verdicts of one attack on the images that still stand."""
         begin, attacked = time.perf_counter(), self.clean & ~broken
         member = None if number is None else jax.device_put(
             jnp.int32(number), parallel.replicated(self.mesh)
@@ -269,24 +270,14 @@ class _Evaluation:
         else:
             outside = found[~((norms < np.inf) & inside)]
             saved.x_adv[outside] = np.asarray(to_float(self.data.images[outside]))
-        saved.ledger = ledger
-        saved.seconds = seconds + time.perf_counter() - begin
-        return result
-
-    def _member_result(
-        self, saved: Progress, name: str, attack: SteppedAttack, robust: np.ndarray
-    ) -> MemberResult:
-        attacked = int(self.clean.sum()) if not saved.members else int(
-            saved.members[-1].robust.sum()
-        )  # fmt: skip
         return MemberResult(
             name=name,
             attack=describe(attack),
-            attacked=attacked,
-            robust=robust,
-            seconds=saved.seconds,
-            forward=int(saved.ledger.forward.sum(dtype=np.int64)),
-            gradient=int(saved.ledger.gradient.sum(dtype=np.int64)),
+            attacked=total,
+            robust=attacked & ~result,
+            seconds=seconds + time.perf_counter() - begin,
+            forward=int(ledger.forward.sum(dtype=np.int64)),
+            gradient=int(ledger.gradient.sum(dtype=np.int64)),
         )
 
     def _result(self, attack: Attack, seed: tuple[int, ...], saved: Progress) -> Robustness:
@@ -385,7 +376,8 @@ def describe(attack: Attack) -> str:
     """The attack's name and settings but for the threat model, as "PGD(steps=20, restarts=1)"."""
     fields = (field.name for field in dataclasses.fields(attack) if field.name != "threat")  # pyright: ignore
     settings = ((name, getattr(attack, name)) for name in fields)
-    shown = (f"{name}={_shown(value)}" for name, value in settings if value not in (None, ()))
+    given = ((name, value) for name, value in settings if value is not None and str(value) != "()")
+    shown = (f"{name}={_shown(value)}" for name, value in given)
     return f"{type(attack).__name__}({', '.join(shown)})"
 
 
@@ -395,7 +387,9 @@ def _shown(value: Any) -> str:
         return "+".join(_shown(entry) for entry in value)
     if isinstance(value, Attack):
         return describe(value)
-    return str(getattr(value, "__name__", value))
+    if isinstance(value, (str, int, float, bool)) or not jax.tree.leaves(value):
+        return str(value)
+    return getattr(value, "__name__", type(value).__name__)  # a model by its class
 
 
 def _check_attack(attack: Attack) -> None:

@@ -44,6 +44,11 @@ def linear_problem(n):
     direction -= x.mean(axis=0) * (x.mean(axis=0) @ direction) / (x.mean(axis=0) ** 2).sum()
     margins = x @ direction
     weight = np.stack([-direction / 2, direction / 2], axis=1)
+    more = rng.integers(100, 156, (100, 3, 3, 1), dtype=np.uint8)
+    images, margins = (
+        np.concatenate([images, more]),
+        np.concatenate([margins, more.reshape(100, 9) / 255 @ direction]),
+    )
     data = jc.data.Dataset(images, (margins > 0).astype(np.int32), ("below", "above"))
     model = jax.tree_util.Partial(_linear, jnp.asarray(weight, jnp.float32))
     return model, data.take(n), np.abs(margins[:n]), direction
@@ -156,15 +161,16 @@ def counting(model):
 
 
 def test_a_model_that_hides_its_weights_is_compiled_once(network, digits):
-    once, many = digits.take(2 * MICROBATCH), digits
+    once, many = digits.take(128), digits
     counts = []
     for data in (once, many):
         model, traces = counting(network)
-        robustness(KEY, model, PGD, data, devices=ONE, progress=False)
+        robustness(KEY, model, PGD, data, microbatch=64, devices=ONE, progress=False)
         counts.append(len(traces))
     assert counts[0] == counts[1]
     model, traces = counting(network)
-    robustness_curve(KEY, model, PGD, many, [0.05, 0.1, 0.2], devices=ONE, progress=False)
+    eps = [0.05, 0.1, 0.2]
+    robustness_curve(KEY, model, PGD, many, eps, microbatch=64, devices=ONE, progress=False)
     assert len(traces) == counts[0]
 
 
