@@ -430,7 +430,8 @@ def test_candidates_and_queries(name):
     wrong = (z.argmax(axis=-1) != y) & counts & np.asarray(active)
     np.testing.assert_array_equal(found.success, wrong.any(axis=0))
     assert 0 < wrong.any(axis=0).sum() < active.sum()
-    assert len(set(wrong.argmax(axis=0)[wrong.any(axis=0)])) > 1  # at different steps
+    # At different steps, if not in L1, where the last phase starts from the results of the others.
+    assert name == "l1" or len(set(wrong.argmax(axis=0)[wrong.any(axis=0)])) > 1
     best = np.where(counts, each, -np.inf).argmax(axis=0)
     chosen = expected[np.where(wrong.any(axis=0), wrong.argmax(axis=0), best), np.arange(len(x))]
     chosen[2] = x[2]
