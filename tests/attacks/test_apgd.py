@@ -380,8 +380,11 @@ def reference_iterates(name, model, w, loss, x, y, start, steps):
     return np.stack(found, axis=1), first
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "dlr"])
-@pytest.mark.parametrize("model", [linear, quadratic], ids=["linear", "quadratic"])
+@pytest.mark.parametrize(
+    "model, loss",
+    [(linear, "cross_entropy"), (quadratic, "dlr")],
+    ids=["linear, cross-entropy", "quadratic, DLR"],
+)
 @pytest.mark.parametrize("name", EPS)
 def test_against_reference(name, model, loss):
     steps = 30
@@ -404,7 +407,7 @@ def test_against_reference(name, model, loss):
     )
 
 
-@pytest.mark.parametrize("name", EPS)
+@pytest.mark.parametrize("name", ["linf", "l1"])
 def test_candidates_and_queries(name):
     """The first misclassified iterate or, if there is none, the one of highest loss."""
     steps = 10
