@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(BIN)/jaxclus demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
