@@ -304,7 +304,7 @@ def validated(cls, **values):
         (MIFGSM, "decay", math.nan, ValueError, "must be a finite number of at least 0"),
         (MIFGSM, "decay", None, TypeError, "must be a number of at least 0, got None"),
         *[
-            (cls, "loss", "hinge", ValueError, "must be one of cross_entropy, dlr, margin; got 'hinge'")
+            (cls, "loss", "hinge", ValueError, "must be one of cross_entropy, dlr, margin; got ")
             for cls in (FGSM, PGD, MIFGSM)
         ],
         *[(cls, "threat", 0.1, TypeError, "must be one as Linf") for cls in (FGSM, PGD, MIFGSM)],
