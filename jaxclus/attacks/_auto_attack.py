@@ -61,7 +61,8 @@ class AutoAttack(Attack):
 
     An image is broken if any member breaks it. Every member starts from the clean image. A member
     that needs more classes than the model has is left out (`skipped` says so). As in the reference
-    implementation, the adversarial image of an unbroken one is the clean image itself.
+    implementation, the adversarial image of an unbroken one is the clean image itself. APGD in the
+    L1 norm searches larger balls first in every version; the reference does so in "standard" alone.
 
     Attributes:
         threat: the threat model.

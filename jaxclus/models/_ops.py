@@ -91,6 +91,7 @@ def _in_column_blocks(x, kernel, strides, padding, precision, block):
     place = np.zeros(((last - first + 1) * columns, block, kw), np.float32)
     for column, tap in np.ndindex(block, kw):
         place[column * sw + tap - left - first * columns, column, tap] = 1
+    place = jnp.asarray(place, kernel.dtype)
     wide = jnp.einsum("xct,htio->hxico", place, kernel, precision="highest")
     wide = wide.reshape(kh, last - first + 1, columns * i, block * o)
     # Blocks of the input; the convolution pads with those that lie outside.
