@@ -55,6 +55,7 @@ class _Predict:
 def _apply(kind: str, values: list, weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     if kind == "conv":
         stride, padding, kernel, bias = values
+        padding = [tuple(sides) for sides in padding]
         x = _ops.conv_general_dilated(
             x, weights[kernel], (stride, stride), padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
