@@ -6,11 +6,10 @@ from jaxclus.evaluation._clustering_effect import (
     clustering_effect,
 )
 from jaxclus.evaluation._masking import Masking, masking
-from jaxclus.evaluation._result import MemberResult, Robustness, Spread, spread
+from jaxclus.evaluation._result import MemberResult, Robustness, Spread, describe, spread
 from jaxclus.evaluation._robustness import (
     MICROBATCH,
     correct,
-    describe,
     robustness,
     robustness_curve,
     robustness_over_seeds,

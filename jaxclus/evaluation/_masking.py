@@ -16,9 +16,8 @@ from jaxclus.attacks._base import BoundedAttack
 from jaxclus.data import Dataset, to_float
 from jaxclus.evaluation import _flags, _indicators
 from jaxclus.evaluation._probe import Probe, Searched, bind_search
-from jaxclus.evaluation._result import Robustness
+from jaxclus.evaluation._result import Robustness, describe
 from jaxclus.evaluation._robustness import _check as _check_data
-from jaxclus.evaluation._robustness import describe
 from jaxclus.evaluation._signs import SIGNS, Checked
 from jaxclus.threat import L1, Threat
 

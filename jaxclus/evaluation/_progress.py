@@ -17,7 +17,7 @@ from jaxclus.attacks._base import SteppedAttack
 from jaxclus.data import Dataset
 from jaxclus.data._dataset import digest
 from jaxclus.evaluation import _packing
-from jaxclus.evaluation._result import MemberResult, Robustness
+from jaxclus.evaluation._result import MemberResult, Robustness, describe
 
 # The state is saved at least that often, in seconds, if there is anything to save.
 _INTERVAL = 60.0
@@ -35,8 +35,6 @@ def identity(
     microbatch: int,
 ) -> dict[str, Any]:
     """What two evaluations must share for one to go on with the other's work, as JSON values."""
-    from jaxclus.evaluation._robustness import describe
-
     weights = [np.asarray(leaf) for leaf in jax.tree.leaves(model) if hasattr(leaf, "shape")]
     known = _classifier.is_pytree(model)
     return {

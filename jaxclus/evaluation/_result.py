@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from jaxclus import runs
 from jaxclus.attacks import Attack
 
 
@@ -110,9 +112,6 @@ class Robustness:
 
         "images_per_second" counts the images that were attacked, those that `clean` holds.
         """
-        from jaxclus import runs
-        from jaxclus.evaluation._robustness import describe
-
         eps = float(self.attack.ball.eps)
         return {
             "attack": describe(self.attack),
@@ -169,6 +168,26 @@ def spread(results: Sequence[Robustness]) -> Spread:
         std=float(np.std(accuracies, ddof=1)) if len(results) > 1 else 0.0,
         worst=float(np.all([result.robust for result in results], axis=0).mean()),
     )
+
+
+def describe(attack: Attack) -> str:
+    """The attack's name and settings but for the threat model, as "PGD(steps=20, restarts=1)"."""
+    fields = (field.name for field in dataclasses.fields(attack) if field.name != "threat")  # pyright: ignore
+    settings = ((name, getattr(attack, name)) for name in fields)
+    given = ((name, value) for name, value in settings if value is not None and str(value) != "()")
+    shown = (f"{name}={_shown(value)}" for name, value in given)
+    return f"{type(attack).__name__}({', '.join(shown)})"
+
+
+def _shown(value: Any) -> str:
+    """A callable by its name: its repr holds an address, which another run does not have."""
+    if isinstance(value, tuple):
+        return "+".join(_shown(entry) for entry in value)
+    if isinstance(value, Attack):
+        return describe(value)
+    if isinstance(value, (str, int, float, bool)) or not jax.tree.leaves(value):
+        return str(value)
+    return getattr(value, "__name__", type(value).__name__)  # a model by its class
 
 
 def as_digits(verdicts: np.ndarray) -> str:

@@ -18,7 +18,7 @@ from jaxclus.attacks._base import SteppedAttack
 from jaxclus.data import Dataset, to_float
 from jaxclus.evaluation import _packing
 from jaxclus.evaluation._progress import Progress, identity
-from jaxclus.evaluation._result import MemberResult, Robustness
+from jaxclus.evaluation._result import MemberResult, Robustness, describe
 from jaxclus.threat import Threat, image_keys
 
 #: Images in one physical batch on each device, by platform: a fixed number, for rounding depends on
@@ -286,12 +286,11 @@ class _Evaluation:
         norms, low, high = np.zeros(len(data), np.float32), 0.0, 1.0
         disagreements = 0
         if len(clean):
-            _, norms[clean], lows, highs = self._judge(
+            first, norms[clean], lows, highs = self._judge(
                 saved.x_adv, clean, attack.ball, self.microbatch
             )
             low, high = float(lows.min()), float(highs.max())
             second, *_ = self._judge(saved.x_adv, clean, attack.ball, max(1, self.microbatch // 2))
-            first, *_ = self._judge(saved.x_adv, clean, attack.ball, self.microbatch)
             disagreements = int((second != first).sum())
         wrong = np.flatnonzero(~self.clean)
         saved.x_adv[wrong] = np.asarray(to_float(data.images[wrong]))
@@ -370,26 +369,6 @@ def _flops(model: Classifier, data: Dataset) -> float:
     image = jax.ShapeDtypeStruct((1, *data.input_shape), jnp.float32)
     lowered = jax.jit(lambda x: _classifier.single_pass(model, x)).lower(image)
     return float((lowered.cost_analysis() or {}).get("flops", 0.0))
-
-
-def describe(attack: Attack) -> str:
-    """The attack's name and settings but for the threat model, as "PGD(steps=20, restarts=1)"."""
-    fields = (field.name for field in dataclasses.fields(attack) if field.name != "threat")  # pyright: ignore
-    settings = ((name, getattr(attack, name)) for name in fields)
-    given = ((name, value) for name, value in settings if value is not None and str(value) != "()")
-    shown = (f"{name}={_shown(value)}" for name, value in given)
-    return f"{type(attack).__name__}({', '.join(shown)})"
-
-
-def _shown(value: Any) -> str:
-    """A callable by its name: its repr holds an address, which another run does not have."""
-    if isinstance(value, tuple):
-        return "+".join(_shown(entry) for entry in value)
-    if isinstance(value, Attack):
-        return describe(value)
-    if isinstance(value, (str, int, float, bool)) or not jax.tree.leaves(value):
-        return str(value)
-    return getattr(value, "__name__", type(value).__name__)  # a model by its class
 
 
 def _check_attack(attack: Attack) -> None:

@@ -112,7 +112,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         except SafetensorError as error:
             raise ValueError(f"`source` must be a safetensors file, got {path}: {error}") from error
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             f'reading {path} needs PyTorch: pip install "jaxclus[torch]" '
