@@ -46,7 +46,9 @@ class _Predict:
 
     def __call__(self, weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
         mean, std, layers = json.loads(self.text)
-        x = (x - np.float32(mean)[None, None, None]) / np.float32(std)[None, None, None]
+        # For every pixel: XLA's CPU backend is slow with patterns that repeat after 3 numbers.
+        mean, std = (np.broadcast_to(np.float32(each), x.shape[1:])[None] for each in (mean, std))
+        x = (x - mean) / std
         for kind, *values in layers:
             x = _apply(kind, values, weights, x)
         return x
@@ -62,13 +64,18 @@ def _apply(kind: str, values: list, weights: dict[str, jax.Array], x: jax.Array)
         )  # fmt: skip
         return x + weights[bias][None, None, None]
     if kind == "dense":
-        return x @ weights[values[0]] + weights[values[1]][None]
+        weight = weights[values[0]]
+        if x.ndim == 4:  # to be flattened by channels: the weight takes the new order, not x
+            _, h, w, c = x.shape
+            weight = weight.reshape(c, h, w, -1).transpose(1, 2, 0, 3).reshape(h * w * c, -1)
+            x = x.reshape(-1, h * w * c)
+        return x @ weight + weights[values[1]][None]
     if kind == "relu":
         return jnp.maximum(x, 0)
     if kind == "maxpool":
         return _ops.max_pool(x, (2, 2), (2, 2), ((0, 0), (0, 0)))
     if kind == "flatten":
-        return (x.transpose(0, 3, 1, 2) if values[0] == "chw" else x).reshape(x.shape[0], -1)
+        return x if values[0] == "chw" else x.reshape(x.shape[0], -1)
     raise ValueError(f"`meta` must hold known layers, got {kind!r}")
 
 

@@ -124,6 +124,11 @@ def passes(model: Any) -> int:
     return model.passes if isinstance(model, Stochastic) else 1
 
 
+def samples(model: Any) -> int:
+    """Passes behind one gradient: those of an EOT wrapper, else 1."""
+    return model.samples if isinstance(model, EOT) else 1
+
+
 def with_keys(model: Any, keys: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """The classifier as a function of images alone: image i is seen under keys[i]."""
     if not is_stochastic(model):

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxclus import _checks, _pytree, compose
+from jaxclus import _checks, _pytree
 from jaxclus._classifier import Classifier
 from jaxclus.attacks._apgd import APGD, TargetedAPGD
 from jaxclus.attacks._base import Attack, Queries, Search, SteppedAttack
@@ -144,12 +144,14 @@ class AutoAttack(Attack):
         active: jax.Array,
         *,
         trace: bool,
+        member: int | None = None,
     ) -> Search:
         x_adv, broken, traces = x, jnp.zeros_like(active), []
         spent = Queries(jnp.zeros_like(y), jnp.zeros_like(y))
         for number, (_, attack) in enumerate(self.members(logits.shape[1])):
-            own = compose.split(keys, number)
-            found = attack._search(own, model, x, y, logits, active & ~broken, trace=trace)
+            found = attack._search(
+                keys, model, x, y, logits, active & ~broken, trace=trace, member=number
+            )
             x_adv = jnp.where(found.success[:, None, None, None], found.x_adv, x_adv)
             broken |= found.success
             spent = jax.tree.map(jnp.add, spent, found.queries)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxclus import _checks, _classifier
+from jaxclus import _checks, _classifier, compose
 from jaxclus._classifier import Classifier
 from jaxclus.threat import THREATS, Threat, create, image_keys
 
@@ -39,8 +39,9 @@ class AttackResult(NamedTuple):
             model.
         success: whether the model misclassifies `x_adv`, recomputed from `x_adv` itself [b].
         norm: norm of `x_adv - x` [b].
-        queries: forward and gradient passes spent on each image [b]. They count the search, one
-            forward pass for the clean verdict and, where a search took place, one for the final.
+        queries: forward and gradient passes spent on each image [b]. They count the search (all
+            samples of an EOT), one forward pass for the clean verdict and, where a search took
+            place, one for the final; a stochastic classifier's verdicts count as one each.
         trace: the loss at every iterate [rounds, steps, b], if asked for, else None; a tuple of
             those of the members if the attack is an ensemble.
     """
@@ -57,6 +58,7 @@ class Images(NamedTuple):
 
     Attributes:
         keys: typed keys [b], other ones in every round.
+        verdict_keys: typed keys [b] that a stochastic classifier's verdicts draw from.
         x: clean images [b, h, w, c].
         y: labels [b].
         ranking: classes by clean logit, highest first [b, k].
@@ -64,6 +66,7 @@ class Images(NamedTuple):
     """
 
     keys: jax.Array
+    verdict_keys: jax.Array
     x: jax.Array
     y: jax.Array
     ranking: jax.Array
@@ -198,11 +201,14 @@ class Attack(abc.ABC):
         active: jax.Array,
         *,
         trace: bool,
+        member: int | None = None,
     ) -> Search:
         """The best candidates of the images that are `active` [b], x itself for the others.
 
         Args:
+            keys: the images' typed keys [b].
             logits: the clean images' logits [b, k].
+            member: number of the attack in its ensemble, for random numbers of its own.
         """
 
 
@@ -260,10 +266,11 @@ class SteppedAttack(Attack):
         active: jax.Array,
         *,
         trace: bool,
+        member: int | None = None,
     ) -> Search:
         from jaxclus.attacks import _search
 
-        return _search.search(self, keys, model, x, y, logits, active, trace=trace)
+        return _search.search(self, keys, model, x, y, logits, active, trace=trace, member=member)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,14 +325,19 @@ class MinimumNormAttack(SteppedAttack):
         return create(self.norm, 1.0) if self.threat is None else self.threat
 
     def _keep_smallest(
-        self, images: Images, state: State, x_adv: jax.Array, wrong: jax.Array
+        self, state: State, x_adv: jax.Array, norm: jax.Array, wrong: jax.Array
     ) -> State:
         """The state with an iterate as candidate where it is wrong and closer than the one so far.
 
         `value` is minus infinity, and the candidate x itself, until the first one is found. Success
         is left as it is without a threat: there is always a closer one to look for.
+
+        Args:
+            state: the state.
+            x_adv: the iterate [b, h, w, c].
+            norm: its distance from x [b].
+            wrong: whether it is misclassified [b].
         """
-        norm = self.ball.norm(x_adv - images.x)
         better = wrong & (-norm > state.value)
         state = state._replace(
             x_adv=jnp.where(better[:, None, None, None], x_adv, state.x_adv),
@@ -346,14 +358,14 @@ def _attack(model, attack, key, x, y, index, *, trace):
     sound = correct & (norm <= limit)  # not so for NaN
     x_adv = jnp.where(sound[:, None, None, None], found.x_adv, x)
     success = _classifier.verdict(model, keys, x_adv)[1] != y
-    spent = correct.astype(jnp.int32)
+    spent, samples = correct.astype(jnp.int32), compose.samples(model)
     return AttackResult(
         x_adv=x_adv,
         success=success,
         norm=jnp.where(sound, norm, 0.0),
         queries=Queries(
-            forward=1 + spent * (found.queries.forward + 1),
-            gradient=spent * found.queries.gradient,
+            forward=1 + spent * (samples * found.queries.forward + 1),
+            gradient=spent * samples * found.queries.gradient,
         ),
         trace=found.trace,
     )

@@ -105,7 +105,9 @@ class CarliniWagner(MinimumNormAttack):
         gradient = 2 * (x_adv - origin) - weight * at.gradient
         slope = 2 * x_adv * (1 - x_adv)  # of x_adv in w
         update, adam = jax.vmap(self._adam.update)(gradient * slope, memory.adam)
-        state = self._keep_smallest(images, state._replace(loss=at.loss), x_adv, wrong)
+        state = self._keep_smallest(
+            state._replace(loss=at.loss), x_adv, self.ball.norm(x_adv - images.x), wrong
+        )
         moved = memory._replace(w=memory.w + update, adam=adam, found=memory.found | wrong)
         return state._replace(memory=moved)
 

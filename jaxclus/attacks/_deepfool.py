@@ -97,5 +97,6 @@ class DeepFool(MinimumNormAttack):
         self, images: Images, state: State, x_adv: jax.Array, loss: jax.Array, wrong: jax.Array
     ) -> State:
         """The state with a misclassified iterate as candidate; that is the end, if no threat."""
-        state = self._keep_smallest(images, state, x_adv, wrong)._replace(loss=loss)
+        norm = self.ball.norm(x_adv - images.x)
+        state = self._keep_smallest(state, x_adv, norm, wrong)._replace(loss=loss)
         return state._replace(success=wrong) if self.threat is None else state

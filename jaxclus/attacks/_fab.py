@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,18 @@ from jaxclus.attacks._base import Images, MinimumNormAttack, State
 
 # Radii of random starts without a threat model, as published.
 _START_EPS = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
+
+
+class _Memory(NamedTuple):
+    """The iterate and the image, flat: their shape would slow every operation on them (on a CPU).
+
+    Attributes:
+        point: the iterate [b, h * w * c].
+        origin: the image [b, h * w * c].
+    """
+
+    point: jax.Array
+    origin: jax.Array
 
 
 class _FastAdaptiveBoundary(MinimumNormAttack, abc.ABC):
@@ -53,7 +66,8 @@ class _FastAdaptiveBoundary(MinimumNormAttack, abc.ABC):
 
     def start(self, images: Images) -> State:
         lowest = jnp.full(images.y.shape, -jnp.inf)
-        return State(images.x, lowest, images.y < 0, lowest, self._start(images))
+        memory = _Memory(*(_flat(image) for image in (self._start(images), images.x)))
+        return State(images.x, lowest, images.y < 0, lowest, memory)
 
     def _start(self, images: Images) -> jax.Array:
         """The images in the first run, then points at a distance of half the radius."""
@@ -71,25 +85,29 @@ class _FastAdaptiveBoundary(MinimumNormAttack, abc.ABC):
         return jax.random.normal(key, shape)
 
     def step(self, model: Classifier, images: Images, i: jax.Array, state: State) -> State:
+        point, origin = state.memory
         keys = compose.split(images.keys, 2 * i)
-        gap, normal = self._linearise(model, keys, images, state.memory)
-        x_adv = self._move(images.x, state.memory, gap, normal)
+        gap, normal = self._linearise(model, keys, images, point.reshape(images.x.shape))
+        normal = _gradient.computed_once(_flat(normal))
+        moved = _gradient.computed_once(self._move(origin, point, gap, normal))
+        x_adv = moved.reshape(images.x.shape)
         keys = compose.split(images.keys, 2 * i + 1)
         loss, wrong = _gradient.evaluate(model, keys, losses.margin, x_adv, images.y)
-        state = self._keep_smallest(images, state, x_adv, wrong)
-        closer = images.x + self.beta * (x_adv - images.x)
-        return state._replace(loss=loss, memory=jnp.where(_per_image(wrong), closer, x_adv))
+        state = self._keep_smallest(state, x_adv, self.ball.norm(moved - origin), wrong)
+        point = jnp.where(wrong[:, None], origin + self.beta * (moved - origin), moved)
+        return state._replace(loss=loss, memory=_Memory(point, origin))
 
-    def _move(self, x: jax.Array, x_adv: jax.Array, gap: jax.Array, normal: jax.Array) -> jax.Array:
-        """The next iterate: beyond the hyperplane, and biased towards the original."""
-        origin, point, w = (image.reshape(image.shape[0], -1) for image in (x, x_adv, normal))
-        d = _hyperplane.project(self.norm, point, w, gap)
-        gap_at_origin = gap + (w * (origin - point)).sum(axis=1)
-        d_origin = _hyperplane.project(self.norm, origin, w, gap_at_origin)
+    def _move(
+        self, origin: jax.Array, point: jax.Array, gap: jax.Array, normal: jax.Array
+    ) -> jax.Array:
+        """The next iterate: beyond the hyperplane, and biased towards the original; all flat."""
+        d = _hyperplane.project(self.norm, point, normal, gap)
+        gap_at_origin = gap + (normal * (origin - point)).sum(axis=1)
+        d_origin = _hyperplane.project(self.norm, origin, normal, gap_at_origin)
         length, length_origin = (jnp.maximum(self.ball.norm(step), 1e-8) for step in (d, d_origin))
         alpha = jnp.minimum(length / (length + length_origin), self.alpha_max)[:, None]
         moved = (point + self.eta * d) * (1 - alpha) + (origin + self.eta * d_origin) * alpha
-        return jnp.clip(moved, min=0.0, max=1.0).reshape(x.shape)
+        return jnp.clip(moved, min=0.0, max=1.0)
 
 
 @_pytree.register
@@ -197,6 +215,11 @@ class TargetedFAB(_FastAdaptiveBoundary):
 
         at = _gradient.evaluate_with_gradient(model, keys, gap, x_adv, images.y)
         return at.loss, at.gradient
+
+
+def _flat(images: jax.Array) -> jax.Array:
+    """[b, h, w, c] -> [b, h * w * c]."""
+    return images.reshape(images.shape[0], -1)
 
 
 def _per_image(values: jax.Array) -> jax.Array:

@@ -25,11 +25,6 @@ class Evaluation(NamedTuple):
     gradient: jax.Array
 
 
-def samples(model: Classifier) -> int:
-    """Passes behind one gradient: those of an EOT wrapper, else 1."""
-    return model.samples if isinstance(model, compose.EOT) else 1
-
-
 def evaluate(
     model: Classifier, keys: jax.Array, loss: Loss, x: jax.Array, y: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -66,17 +61,33 @@ def evaluate_with_gradient(
         return each, wrong, gradient
 
     each, wrong, gradient = mean_over_passes(one_pass, model, keys)
-    return Evaluation(each, wrong > 0.5, gradient)
+    return Evaluation(each, wrong > 0.5, computed_once(gradient))
+
+
+def computed_once(array: jax.Array) -> jax.Array:
+    """The array, computed once for all that read it.
+
+    XLA's CPU backend repeats the end of a computation in every operation that reads its result,
+    number by number, at several times the cost of the attack's own work: a convolution's input
+    gradient ends by putting pixels into order (`models/_ops.py`). An `optimization_barrier` does
+    not stop it. What a conditional returns is computed once; the condition always holds but where
+    numbers are not.
+    """
+
+    def through_conditional(array: jax.Array) -> jax.Array:
+        return lax.cond(array.ravel()[0] <= jnp.inf, lambda a: a, lambda a: a * jnp.nan, array)
+
+    return lax.platform_dependent(array, cpu=through_conditional, default=lambda a: a)
 
 
 def mean_over_passes(one_pass, model: Classifier, keys: jax.Array):
     """The mean of `one_pass(keys)` over the passes of an EOT model; one pass for others."""
-    if samples(model) == 1:
+    if compose.samples(model) == 1:
         return one_pass(keys)
 
     def add(sums, number):
         return jax.tree.map(jnp.add, sums, one_pass(compose.split(keys, number))), None
 
     first = one_pass(compose.split(keys, 0))
-    sums = lax.scan(add, first, jnp.arange(1, samples(model)))[0]
-    return jax.tree.map(lambda total: total / samples(model), sums)
+    sums = lax.scan(add, first, jnp.arange(1, compose.samples(model)))[0]
+    return jax.tree.map(lambda total: total / compose.samples(model), sums)

@@ -136,7 +136,9 @@ class HopSkipJump(MinimumNormAttack):
         asked = self._query(x, memory, noise)
         keys = compose.split(images.keys, 2 * i + 1)
         margin, wrong = _gradient.evaluate(model, keys, losses.margin, asked, images.y)
-        state = self._keep_smallest(images, state._replace(loss=margin), asked, wrong)
+        state = self._keep_smallest(
+            state._replace(loss=margin), asked, self.ball.norm(asked - x), wrong
+        )
         answered = (self._drawn, self._probed, self._strode, self._returned)
         new = memory
         for phase, after in zip((_DRAW, _PROBE, _STRIDE, _RETURN), answered, strict=True):

@@ -141,13 +141,20 @@ def _multiplier(
     def another_round(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         m, _ = carry
         full = m[:, None] * speed >= room
-        left = amount - jnp.where(full, slope * room, 0.0).sum(axis=1)
-        rate = jnp.where(full, 0.0, slope * speed).sum(axis=1)
+        # Both sums in one pass: the rounds are most of the projection's time.
+        parts = jnp.where(full, slope * room, 0.0), jnp.where(full, 0.0, slope * speed)
+        used, rate = lax.reduce(parts, (zero, zero), _add_pairs, (1,))
+        left = amount - used
         grown = jnp.where(rate > 0, jnp.maximum(left / jnp.where(rate > 0, rate, 1.0), m), m)
         return grown, jnp.any(grown > m)
 
+    zero = jnp.zeros((), slope.dtype)
     start = jnp.zeros_like(amount), jnp.array(True)
     return lax.while_loop(lambda carry: carry[1], another_round, start)[0]
+
+
+def _add_pairs(one: tuple[jax.Array, ...], other: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(map(jnp.add, one, other))
 
 
 def _use_up(slope: jax.Array, room: jax.Array, amount: jax.Array) -> Float[Array, "b n"]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxclus import compose
-from jaxclus._classifier import Classifier
+from jaxclus._classifier import Classifier, verdict
 from jaxclus.attacks._base import Images, Queries, Search, State, SteppedAttack
 
 
@@ -38,7 +38,9 @@ def select(which: jax.Array, new: Any, old: Any) -> Any:
 
 def begin(attack: SteppedAttack, images: Images, live: jax.Array) -> Slots:
     """Slots at the start of a round."""
-    return Slots(images, jnp.zeros(live.shape, jnp.int32), attack.start(images), live)
+    # Weak types, which `jnp.full` gives, would have `advance` compiled a second time.
+    state = jax.tree.map(lambda leaf: leaf.astype(leaf.dtype), attack.start(images))
+    return Slots(images, jnp.zeros(live.shape, jnp.int32), state, live)
 
 
 def advance(
@@ -56,6 +58,7 @@ def advance(
     def body(carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
         taken, slots = carry
         stepped = attack.step(model, slots.images, slots.steps, slots.state)
+        stepped = _confirmed(model, slots.images, slots.live, stepped)
         state = select(slots.live, stepped, slots.state)
         steps = slots.steps + slots.live
         live = slots.live & ~state.success & (steps < attack.steps_per_round)
@@ -71,14 +74,32 @@ def advance(
     ended = was_live & ~slots.live & ~slots.state.success
 
     def finish(slots: Slots) -> Slots:
-        state = select(ended, attack.finish(model, slots.images, slots.state), slots.state)
+        last = attack.finish(model, slots.images, slots.state)
+        last = _confirmed(model, slots.images, ended, last)
+        state = select(ended, last, slots.state)
         return slots._replace(state=state, steps=slots.steps + ended)
 
     return lax.cond(ended.any(), finish, lambda slots: slots, slots)
 
 
-def queries(attack: SteppedAttack, steps: jax.Array) -> Queries:
-    """What so many steps [b] of a round asked of the model."""
+def _confirmed(model: Classifier, images: Images, which: jax.Array, state: State) -> State:
+    """The state with those successes alone that a stochastic classifier's verdict confirms.
+
+    The verdict that counts in the end is drawn with other keys than the passes of a step: an image
+    that left on a step's word alone could come back as unbroken.
+    """
+    if not compose.is_stochastic(model):
+        return state
+
+    def judged(success: jax.Array) -> jax.Array:
+        return success & (verdict(model, images.verdict_keys, state.x_adv)[1] != images.y)
+
+    news = state.success & which
+    return state._replace(success=lax.cond(news.any(), judged, lambda none: none, news))
+
+
+def queries(attack: SteppedAttack, steps: Any) -> Queries:
+    """What so many steps [b] of a round, of JAX or NumPy, asked of the model."""
     ended = steps > attack.steps_per_round
     taken = steps - ended
     forward, gradient = zip(attack.cost, attack.finish_cost, strict=True)
@@ -95,6 +116,7 @@ def search(
     active: jax.Array,
     *,
     trace: bool,
+    member: int | None = None,
 ) -> Search:
     """All rounds of an attack on a batch; an image that is broken takes no further part.
 
@@ -102,11 +124,12 @@ def search(
     images go on to the end, and the candidates still are the same.
     """
     none = jnp.zeros(y.shape, jnp.int32)
+    own = keys if member is None else compose.split(keys, member)
     ranking = jnp.argsort(-logits, axis=-1, stable=True)
 
     def one_round(carry: tuple[Any, ...], number: jax.Array) -> tuple[Any, jax.Array | None]:
         x_best, value, broken, spent = carry
-        images = Images(compose.split(keys, number), x, y, ranking, none + number)
+        images = Images(compose.split(own, number), keys, x, y, ranking, none + number)
         live = active & ~broken
         slots, history = begin(attack, images, live), None
         if trace:
@@ -137,12 +160,15 @@ def _trace(attack: SteppedAttack, model: Classifier, slots: Slots) -> tuple[Slot
         state, steps = carry
         steps = jnp.where(slots.live & ~state.success, number + 1, steps)
         new = attack.step(model, slots.images, jnp.full_like(steps, number), state)
+        new = _confirmed(model, slots.images, slots.live, new)
         return (keep(state, new), steps), new.loss
 
     numbers = jnp.arange(attack.steps_per_round)
     (state, steps), history = lax.scan(body, (slots.state, slots.steps), numbers)
     if attack.finish_cost != (0, 0):
         steps += slots.live & ~state.success
-        last = attack.finish(model, slots.images, state)
+        last = _confirmed(
+            model, slots.images, slots.live, attack.finish(model, slots.images, state)
+        )
         state, history = keep(state, last), jnp.concatenate([history, last.loss[None]])
     return slots._replace(state=state, steps=steps, live=slots.live & False), history

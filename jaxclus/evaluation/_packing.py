@@ -47,18 +47,16 @@ class Batch(NamedTuple):
     round: Any  # number of its round, int32 [s]
     images: Any  # uint8 [s, h, w, c]
     labels: Any  # int32 [s]
-    logits: Any  # of the clean images, float32 [s, k]
+    ranking: Any  # classes by clean logit, highest first, int32 [s, k]
 
 
 def _images(key: jax.Array, member: jax.Array | None, batch: Batch) -> Images:
-    keys = image_keys(key, batch.index)
-    keys = keys if member is None else compose.split(keys, member)
-    keys = compose.split(keys, batch.round)
-    ranking = jnp.argsort(-batch.logits, axis=-1, stable=True)
-    return Images(keys, to_float(batch.images), jnp.asarray(batch.labels), ranking, batch.round)
+    own = image_keys(key, batch.index)
+    keys = compose.split(own if member is None else compose.split(own, member), batch.round)
+    x, y = to_float(batch.images), jnp.asarray(batch.labels)
+    return Images(keys, own, x, y, jnp.asarray(batch.ranking), batch.round)
 
 
-@_compile.jit
 def _begin(
     attack: SteppedAttack, key: jax.Array, member: jax.Array | None, batch: Batch
 ) -> _search.Slots:
@@ -168,7 +166,7 @@ class Work(NamedTuple):
         member: number of the attack in its ensemble, or None; it splits the images' keys.
         images: uint8 [n, h, w, c].
         labels: int32 [n].
-        logits: of the clean images, float32 [n, k].
+        ranking: classes by clean logit, highest first, int32 [n, k].
         mesh: the devices.
         microbatch: largest number of slots on each device.
         flops: floating-point operations of a forward pass for one image.
@@ -178,7 +176,7 @@ class Work(NamedTuple):
     member: jax.Array | None
     images: np.ndarray
     labels: np.ndarray
-    logits: np.ndarray
+    ranking: np.ndarray
     mesh: Mesh
     microbatch: int
     flops: float
@@ -205,7 +203,7 @@ def run(
         after: called after each call of the compiled loop, with the state, the number of images
             that it finished, and all the work done so far, in images.
     """
-    rounds = attack.rounds(work.logits.shape[1])
+    rounds = attack.rounds(work.ranking.shape[1])
     ladder = [size * work.mesh.size for size in sizes(work.microbatch)]
     forward, gradient = attack.cost
     limit = max(1, _PASSES // (forward + 2 * gradient))
@@ -223,7 +221,7 @@ def run(
         pending, done, work_done = _collect(attack, ledger, rounds, x_adv, pending)
         held = int((pending.image >= 0).sum())
         if not ledger.open(rounds) and 0 < held <= smaller:
-            pending = _shrunk(pending, smaller, work.mesh)
+            pending = _shrunk(work, attack, pending, smaller)
         pending = _fill(work, attack, ledger, rounds, pending, len(pending.image))
         after(pending, done, work_done)
 
@@ -269,14 +267,12 @@ def _fill(
         return pending
     index = np.maximum(image, 0)
     batch = Batch(
-        new, stop & ~new, index, round_, work.images[index], work.labels[index], work.logits[index]
+        new, stop & ~new, index, round_, work.images[index], work.labels[index], work.ranking[index]
     )
     batch = jax.device_put(batch, parallel.over_batch(work.mesh))
-    if pending is None:
-        slots = _begin(attack, work.key, work.member, batch)
-    else:
-        slots = _refill(attack, work.key, work.member, batch, pending.slots)
-    return Pending(slots, image, round_)
+    # Empty slots to start from spare the compilation of a program that only begins.
+    slots = restored(work, attack, None, size) if pending is None else pending.slots
+    return Pending(_refill(attack, work.key, work.member, batch, slots), image, round_)
 
 
 def _collect(
@@ -289,8 +285,8 @@ def _collect(
         (slots.live, slots.steps, state.success, state.value)
     )
     ended = np.flatnonzero((image >= 0) & ~live)
-    candidates = np.asarray(state.x_adv if len(ended) else state.x_adv[:0])
-    spent = jax.device_get(_search.queries(attack, slots.steps))
+    candidates = np.asarray(state.x_adv) if len(ended) else None
+    spent = _search.queries(attack, steps)
     done = 0
     for slot in ended:
         number = image[slot]
@@ -316,11 +312,11 @@ def _collect(
     return Pending(slots, image, pending.round), done, work_done
 
 
-def _shrunk(pending: Pending, size: int, mesh: Mesh) -> Pending:
+def _shrunk(work: Work, attack: SteppedAttack, pending: Pending, size: int) -> Pending:
     """The slots that are in use, in a smaller batch."""
     order = np.argsort(pending.image < 0, kind="stable")[:size]
-    placement = parallel.over_batch(mesh)
-    slots = jax.tree.map(lambda leaf: jax.device_put(leaf[order], placement), pending.slots)
+    # Through the host: on the devices, each array would be a program to compile.
+    slots = restored(work, attack, [leaf[order] for leaf in leaves(pending.slots)], size)
     return Pending(slots, pending.image[order], pending.round[order])
 
 
@@ -333,24 +329,29 @@ def leaves(slots: _search.Slots) -> list[np.ndarray]:
 
 
 def restored(
-    work: Work, attack: SteppedAttack, saved: list[np.ndarray], size: int
+    work: Work, attack: SteppedAttack, saved: list[np.ndarray] | None, size: int
 ) -> _search.Slots:
-    """The slots that `leaves` gave as `saved`, on the devices."""
+    """The slots that `leaves` gave as `saved`, on the devices; empty ones for None."""
     index = np.zeros(size, np.int32)
     batch = Batch(
         index > 0, index > 0, index, index, work.images[index], work.labels[index],
-        work.logits[index],
+        work.ranking[index],
     )  # fmt: skip
     like, structure = jax.tree.flatten(jax.eval_shape(_begin, attack, work.key, work.member, batch))
-    placement = parallel.over_batch(work.mesh)
-    placed = [jax.device_put(leaf, placement) for leaf in saved]
-    keys = [
-        jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(work.key))
-        if _is_key(spec)
-        else leaf
-        for leaf, spec in zip(placed, like, strict=True)
+    keys = [_is_key(spec) for spec in like]
+    if saved is None:
+        data = np.asarray(jax.random.key_data(work.key))
+        saved = [
+            np.zeros((size, *data.shape), data.dtype) if key else np.zeros(spec.shape, spec.dtype)
+            for key, spec in zip(keys, like, strict=True)
+        ]
+    placed = jax.device_put(saved, parallel.over_batch(work.mesh))
+    impl = jax.random.key_impl(work.key)
+    slots = [
+        jax.random.wrap_key_data(leaf, impl=impl) if key else leaf
+        for key, leaf in zip(keys, placed, strict=True)
     ]
-    return jax.tree.unflatten(structure, keys)
+    return jax.tree.unflatten(structure, slots)
 
 
 def _is_key(leaf: Any) -> bool:

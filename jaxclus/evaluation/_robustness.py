@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxclus import _checks, _classifier, parallel, runs
+from jaxclus import _checks, _classifier, compose, parallel, runs
 from jaxclus._classifier import Classifier
 from jaxclus.attacks import Attack
 from jaxclus.attacks._base import SteppedAttack
@@ -197,6 +197,7 @@ class _Evaluation:
         self.key, self.model, self.data, self.mesh = key, model, data, mesh
         self.microbatch, self.batch_size, self.progress = microbatch, batch_size, progress
         self.logits, self.clean = _clean(key, model, data, mesh, microbatch)
+        self.ranking = np.argsort(-self.logits, axis=-1, kind="stable").astype(np.int32)
         self.advance, self.judge = _packing.bind(model), _bind_judge(model)
         self.flops = _flops(model, data)
 
@@ -240,7 +241,7 @@ class _Evaluation:
             jnp.int32(number), parallel.replicated(self.mesh)
         )  # fmt: skip
         work = _packing.Work(
-            self.key, member, self.data.images, self.data.labels, self.logits, self.mesh,
+            self.key, member, self.data.images, self.data.labels, self.ranking, self.mesh,
             self.microbatch, self.flops,
         )  # fmt: skip
         ledger, pending = saved.resume(work, attack, attacked)
@@ -259,7 +260,7 @@ class _Evaluation:
             if total:
                 with jax.default_matmul_precision("highest"):
                     _packing.run(work, self.advance, attack, ledger, saved.x_adv, pending, after)
-        found = np.flatnonzero(attacked)
+        found, samples = np.flatnonzero(attacked), compose.samples(self.model)
         wrong, norms, low, high = self._judge(saved.x_adv, found, attack.ball, self.microbatch)
         inside = (norms <= float(attack.ball.limit)) & (low >= 0) & (high <= 1)
         result = np.zeros_like(attacked)
@@ -276,8 +277,8 @@ class _Evaluation:
             attacked=total,
             robust=attacked & ~result,
             seconds=seconds + time.perf_counter() - begin,
-            forward=int(ledger.forward.sum(dtype=np.int64)),
-            gradient=int(ledger.gradient.sum(dtype=np.int64)),
+            forward=samples * int(ledger.forward.sum(dtype=np.int64)),
+            gradient=samples * int(ledger.gradient.sum(dtype=np.int64)),
         )
 
     def _result(self, attack: Attack, seed: tuple[int, ...], saved: Progress) -> Robustness:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -261,7 +262,8 @@ class Normalize(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """The normalised images."""
-        shape = (1, 1, 1, len(self.mean))
-        mean = jnp.asarray(self.mean, x.dtype).reshape(shape)
-        std = jnp.asarray(self.std, x.dtype).reshape(shape)
+        # For every pixel: XLA's CPU backend is slow with patterns that repeat after 3 numbers.
+        shape = x.shape[1:]
+        mean = jnp.asarray(np.broadcast_to(np.asarray(self.mean, x.dtype), shape))[None]
+        std = jnp.asarray(np.broadcast_to(np.asarray(self.std, x.dtype), shape))[None]
         return (x - mean) / std

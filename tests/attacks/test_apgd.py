@@ -203,9 +203,8 @@ def images_of(x, y=None, ranking=None, rounds=0):
     y = np.zeros(b, int) if y is None else y
     ranking = np.tile(np.arange(CLASSES), (b, 1)) if ranking is None else ranking
     keys = image_keys(KEY, jnp.arange(b))
-    return Images(
-        keys, jnp.asarray(x), jnp.asarray(y), jnp.asarray(ranking), jnp.full(b, rounds, jnp.int32)
-    )
+    count = jnp.full(b, rounds, jnp.int32)
+    return Images(keys, keys, jnp.asarray(x), jnp.asarray(y), jnp.asarray(ranking), count)
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_images_at_different_steps_share_a_batch():
     x, y = images(model, (3, 2, 1), size=4)
     attack = CarliniWagner("l2", binary_search_steps=3, steps=4, learning_rate=0.1)
     keys, count = image_keys(KEY, jnp.arange(4)), jnp.zeros(4, jnp.int32)
-    batch = Images(keys, x, y, jnp.argsort(-model(x), axis=-1), count)
+    batch = Images(keys, keys, x, y, jnp.argsort(-model(x), axis=-1), count)
     step = jax.jit(lambda i, state: attack.step(model, batch, i, state))
     states = [jax.jit(attack.start)(batch)]
     for i in range(12):

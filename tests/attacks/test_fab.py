@@ -45,7 +45,8 @@ def batch(model, low=0.0, high=1.0, size=BATCH, seed=1):
 def prepare(model, x, y, rounds):
     """What the driver tells an attack."""
     ranking = jnp.argsort(-model(x), axis=-1)
-    return Images(image_keys(KEY, jnp.arange(len(x))), x, y, ranking, rounds)
+    keys = image_keys(KEY, jnp.arange(len(x)))
+    return Images(keys, keys, x, y, ranking, rounds)
 
 
 def attacks(norm, threat=None, **settings):
@@ -67,9 +68,11 @@ def one_step(attack, model, images, i, state):
     return attack.step(model, images, i, state)
 
 
-def take_steps(attack, model, images, count, memory=None):
+def take_steps(attack, model, images, count, start=None):
     state = begin(attack, images)
-    state = state if memory is None else state._replace(memory=memory)
+    if start is not None:
+        memory = state.memory._replace(point=start.reshape(len(start), -1))
+        state = state._replace(memory=memory)
     for i in range(count):
         state = one_step(attack, model, images, jnp.full_like(images.y, i), state)
     return state
@@ -148,9 +151,8 @@ def test_steps_of_the_published_algorithm(norm, number):
             if wrong and length < smallest[j]:
                 smallest[j], best[j], seen = length, moved, seen + 1
         state = take_steps(attack, model, images, count, start)
-        memory, x_adv = (np.reshape(a, (BATCH, -1)) for a in (state.memory, state.x_adv))
-        np.testing.assert_allclose(memory, points, rtol=0, atol=2e-5)
-        np.testing.assert_allclose(x_adv, best, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(state.memory.point, points, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(np.reshape(state.x_adv, (BATCH, -1)), best, rtol=0, atol=2e-5)
         np.testing.assert_allclose(-state.value, smallest, rtol=1e-4)
         assert not np.any(state.success)
     assert seen >= 3  # the backward step took place
@@ -198,11 +200,13 @@ def test_targets_and_restarts():
     """Each target has its restarts, only those after the first start at random."""
     x = jnp.full((6, *SHAPE), 0.5)
     ranking = jnp.asarray([[2, 0, 3, 1]] * 6)
-    images = Images(image_keys(KEY, jnp.arange(6)), x, ranking[:, 0], ranking, jnp.arange(6))
+    keys = image_keys(KEY, jnp.arange(6))
+    images = Images(keys, keys, x, ranking[:, 0], ranking, jnp.arange(6))
     attack = TargetedFAB("l2", restarts=2)
     assert [attack.rounds(k) for k in (2, 4, 10, 100)] == [2, 6, 18, 18]
     assert dataclasses.replace(attack, targets=5).rounds(100) == 10
-    moved = attack.ball.norm(begin(attack, images).memory - x) > 0
+    memory = begin(attack, images).memory
+    moved = attack.ball.norm(memory.point - memory.origin) > 0
     np.testing.assert_array_equal(moved, [False, True] * 3)
 
     # The logit of class t is pixel t.
@@ -220,19 +224,22 @@ def test_random_starts(norm, published, size):
     """At half of eps, or of the published radius without a threat."""
     x = jnp.full((4, *SHAPE), 0.5)
     ranking = jnp.asarray([[0, 1]] * 4)
-    images = Images(image_keys(KEY, jnp.arange(4)), x, ranking[:, 0], ranking, jnp.arange(4))
+    keys = image_keys(KEY, jnp.arange(4))
+    images = Images(keys, keys, x, ranking[:, 0], ranking, jnp.arange(4))
     starts = []
     for threat, expected in ((None, size), (create(norm, 0.1 * published), 0.1 * size)):
         attack = FAB(norm, threat, restarts=4)
         start = begin(attack, images)
         np.testing.assert_array_equal(start.x_adv, x)
-        moved = attack.ball.norm(start.memory - x)
+        points, origins = start.memory
+        np.testing.assert_array_equal(origins, 0.5)
+        moved = attack.ball.norm(points - origins)
         np.testing.assert_allclose(moved, [0] + [expected] * 3, rtol=1e-5)
-        starts.append(start.memory)
+        starts.append(points)
     assert len(np.unique(np.asarray(starts[0]), axis=0)) == 4
-    np.testing.assert_allclose(starts[1] - x, 0.1 * (starts[0] - x), atol=1e-6)
+    np.testing.assert_allclose(starts[1] - 0.5, 0.1 * (starts[0] - 0.5), atol=1e-6)
     # At the edge of the box, starts stay in it.
-    corner = begin(attack, images._replace(x=jnp.zeros_like(x))).memory
+    corner = begin(attack, images._replace(x=jnp.zeros_like(x))).memory.point
     assert np.min(corner) == 0 and np.max(corner) > 0
 
 

@@ -63,9 +63,8 @@ def test_only_predictions_are_used():
 
 def history(attack, model, x, y):
     """The states of the search before and after every step, [steps + 1, b, ...]."""
-    batch = Images(
-        image_keys(KEY, jnp.arange(len(x))), x, y, jnp.argsort(-model(x)), jnp.zeros_like(y)
-    )
+    keys = image_keys(KEY, jnp.arange(len(x)))
+    batch = Images(keys, keys, x, y, jnp.argsort(-model(x)), jnp.zeros_like(y))
 
     @jax.jit
     def run():
@@ -144,9 +143,8 @@ def test_unanimous_probes():
     """Where all probes agree, the direction is their mean, or its opposite."""
     model, x, y, _ = problem(size=2)
     attack = HopSkipJump("l2")
-    memory = attack.start(
-        Images(image_keys(KEY, jnp.arange(2)), x, y, jnp.argsort(-model(x)), y)
-    ).memory
+    keys = image_keys(KEY, jnp.arange(2))
+    memory = attack.start(Images(keys, keys, x, y, jnp.argsort(-model(x)), y)).memory
     total = jnp.float32(np.random.default_rng(0).normal(size=x.shape))
     sign = jnp.array([1.0, -1.0])
     memory = memory._replace(

@@ -286,7 +286,8 @@ def test_every_step_is_inside_and_none_is_worse(norm):
     ball, x = BALLS[norm], images((8, 8, 2), 4)
     params = {"w": jnp.float32(np.random.default_rng(1).normal(size=(8, 8, 2))), "bias": -1e3}
     model, attack = Partial(predict, params), Square(ball, queries=60)
-    batch = Images(keys(4), x, jnp.zeros(4, int), jnp.zeros((4, 2), int), jnp.zeros(4, int))
+    none = jnp.zeros(4, int)
+    batch = Images(keys(4), keys(4), x, none, jnp.zeros((4, 2), int), none)
 
     @jax.jit
     def run(model, batch):
@@ -364,7 +365,7 @@ def test_queries():
     def begin(key):
         own = compose.split(image_keys(key, jnp.arange(3)), 0)
         none = jnp.zeros(3, int)
-        return attack.start(Images(own, x, none, jnp.zeros((3, 2), int), none)).x_adv
+        return attack.start(Images(own, own, x, none, jnp.zeros((3, 2), int), none)).x_adv
 
     forward = []
     for key in keys:

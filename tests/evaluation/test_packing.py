@@ -191,9 +191,9 @@ def test_a_batch_that_shrinks(model, data, unbroken, monkeypatch):
     sizes = []
     shrunk = _packing._shrunk
 
-    def noted(pending, size, mesh):
+    def noted(work, attack, pending, size):
         sizes.append((len(pending.image), size))
-        return shrunk(pending, size, mesh)
+        return shrunk(work, attack, pending, size)
 
     monkeypatch.setattr(_packing, "_shrunk", noted)
     monkeypatch.setitem(_packing._WORTH_COMPILING, "cpu", 0.0)
