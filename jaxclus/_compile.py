@@ -16,16 +16,22 @@ import jax.numpy as jnp
 from jaxclus import _checks
 
 _SETTINGS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+_QUICKLY = {"xla_backend_optimization_level": "1"}
 
 
 @functools.cache
-def settings() -> dict[str, str]:
-    """XLA's settings for an outermost `jax.jit(..., compiler_options=settings())`."""
+def settings(quickly: bool = False) -> dict[str, str]:
+    """XLA's settings for an outermost `jax.jit(..., compiler_options=settings())`.
+
+    Args:
+        quickly: whether to compile fast rather than for speed, on CPUs.
+    """
+    chosen = _SETTINGS | (_QUICKLY if quickly and jax.default_backend() == "cpu" else {})
     try:
-        jax.jit(lambda: 0, compiler_options=_SETTINGS)()
+        jax.jit(lambda: 0, compiler_options=chosen)()
     except jax.errors.JaxRuntimeError:  # this version of XLA has no such setting
         return {}
-    return _SETTINGS
+    return chosen
 
 
 class jit:
@@ -37,18 +43,19 @@ class jit:
 
     Args:
         fn: a function of pytrees of arrays.
+        quickly: whether to compile fast rather than for speed, on CPUs.
         **arguments: those of `jax.jit`, but for `compiler_options`.
     """
 
-    def __init__(self, fn: Callable[..., Any], **arguments: Any):
+    def __init__(self, fn: Callable[..., Any], *, quickly: bool = False, **arguments: Any):
         functools.update_wrapper(self, fn)
-        self._fn, self._arguments = fn, arguments
+        self._fn, self._quickly, self._arguments = fn, quickly, arguments
         self._inner = jax.jit(fn, **arguments)
 
     @functools.cached_property
     def outermost(self) -> Any:
         """The `jax.jit` with our settings."""
-        return jax.jit(self._fn, compiler_options=settings(), **self._arguments)
+        return jax.jit(self._fn, compiler_options=settings(self._quickly), **self._arguments)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _inside((args, kwargs)):

@@ -238,7 +238,7 @@ class _Evaluation:
         """The verdicts of one attack on the images that still stand."""
         begin, attacked = time.perf_counter(), self.clean & ~broken
         member = None if number is None else jax.device_put(
-            jnp.int32(number), parallel.replicated(self.mesh)
+            np.int32(number), parallel.replicated(self.mesh)
         )  # fmt: skip
         work = _packing.Work(
             self.key, member, self.data.images, self.data.labels, self.ranking, self.mesh,
