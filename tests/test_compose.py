@@ -246,3 +246,37 @@ def test_eot_steadies_the_direction():
         x_adv = attack.perturb(KEYS, EOT(model, samples), X, y)
         agree.append(np.mean(np.sign(np.asarray(x_adv - X)) == np.sign(corner)))
     assert agree[0] < 0.8 < agree[1]
+
+
+def lucky(reach, key, x):
+    """Right below 0.6, wrong above; with noise, sometimes wrong from 0.3 on."""
+    margin = 0.6 - x.reshape(x.shape[0]) + reach * jax.random.uniform(key, minval=-1.0)
+    return jnp.stack([margin, jnp.zeros_like(margin)], axis=1)
+
+
+@pytest.mark.parametrize("trace", [False, True])
+def test_one_lucky_pass_does_not_end_a_search(trace):
+    """An image leaves where the verdict's own passes agree, in `run` and in an evaluation."""
+    model = Stochastic(Partial(lucky, jnp.float32(0.3)), passes=51)
+    images = np.full((12, 1, 1, 1), 102, np.uint8)
+    x, y = jc.data.to_float(images), np.zeros(12, np.int32)
+    attack = PGD(Linf(0.35), steps=30, step_size=0.02, restarts=1)
+    result = attack.run(KEY, model, x, y, trace=trace)
+    assert np.all(result.success) and np.all(result.x_adv > 0.5)
+    if not trace:
+        ended = np.asarray(result.queries.gradient)
+        assert np.any(ended < 30)
+        data = jc.data.Dataset(images, y, ("low", "high"), name="grey", split="test")
+        found = jc.evaluation.robustness(KEY, model, attack, data, progress=False)
+        assert found.robust_accuracy == 0 and found.members[0].gradient == np.sum(ended)
+
+
+def test_queries_count_every_sample():
+    attack = PGD(Linf(1e-6), steps=3)
+    plain, averaged = (attack.run(KEY, model, X, Y) for model in (MODEL, EOT(MODEL, 5)))
+    np.testing.assert_array_equal(averaged.queries.gradient, 5 * plain.queries.gradient)
+    search = plain.queries.forward - 1 - (plain.queries.gradient > 0)
+    np.testing.assert_array_equal(
+        averaged.queries.forward, 5 * search + 1 + (averaged.queries.gradient > 0)
+    )
+    assert np.any(search > 0)
