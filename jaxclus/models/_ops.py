@@ -69,7 +69,7 @@ def conv_general_dilated(
 def _forward(x, kernel, strides, padding, precision):
     *_, i, o = kernel.shape
     # Eigen's convolutions fill vector registers with channels: few of them leave those empty.
-    if jax.default_backend() == "cpu" and i <= 16 and o <= 16:
+    if jax.default_backend() == "cpu" and (o <= 4 or max(i, o) <= 16):
         return _in_column_blocks(x, kernel, strides, padding, precision)
     return lax.conv_general_dilated(
         x, kernel, strides, padding, dimension_numbers=_NHWC, precision=precision
@@ -87,7 +87,7 @@ def _in_column_blocks(x, kernel, strides, padding, precision):
     (kh, kw, i, o), (sh, sw), (rows, (left, right)) = kernel.shape, strides, padding
     b, h, w, _ = x.shape
     width = (w + left + right - kw) // sw + 1
-    block = min(width, max(1, (32 if i <= 4 else 16) // o))
+    block = min(width, 8, max(1, (32 if i <= 4 else 16) // o))
     group = min(
         (g for g in range(1, block * sw + 1) if block * sw % g == 0 and g * i >= 8),
         default=block * sw,
