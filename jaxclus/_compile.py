@@ -27,11 +27,16 @@ def settings(quickly: bool = False) -> dict[str, str]:
         quickly: whether to compile fast rather than for speed, on CPUs.
     """
     chosen = _SETTINGS | (_QUICKLY if quickly and jax.default_backend() == "cpu" else {})
+    return {name: value for name, value in chosen.items() if _known(name, value)}
+
+
+def _known(name: str, value: str) -> bool:
+    """Whether this version of XLA has the setting."""
     try:
-        jax.jit(lambda: 0, compiler_options=chosen)()
-    except jax.errors.JaxRuntimeError:  # this version of XLA has no such setting
-        return {}
-    return chosen
+        jax.jit(lambda: 0, compiler_options={name: value})()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 class jit:

@@ -18,13 +18,22 @@ def cubed(x):
     return x**3
 
 
-def test_the_setting_is_known_to_this_xla():
-    assert _compile.settings() == {"xla_cpu_experimental_ynn_fusion_type": ""}
+def test_the_settings_are_known_to_this_xla():
+    convolutions = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    assert _compile.settings() == convolutions
+    assert _compile.settings(True) == convolutions | {"xla_backend_optimization_level": "1"}
 
 
 def test_a_setting_that_xla_does_not_know_is_left_out(monkeypatch):
     monkeypatch.setattr(_compile, "_SETTINGS", {"no_such_setting": ""})
     assert _compile.settings.__wrapped__() == {}
+    assert list(_compile.settings.__wrapped__(True)) == ["xla_backend_optimization_level"]
+
+
+def test_quickly_compiled_programs_do_the_same():
+    quick = jc.jit(lambda x: x**3, quickly=True)
+    np.testing.assert_array_equal(quick(X), cubed(X))
+    assert quick.outermost._cache_size() == 1
 
 
 def test_at_top_level_it_compiles_once():
