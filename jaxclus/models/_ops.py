@@ -209,13 +209,13 @@ def _max_pool_jvp(window, strides, padding, primals, tangents):
     cells = functools.partial(
         _window_cells, window=window, strides=strides, padding=padding, size=out.shape[1:3]
     )
-    hits = [(cell == out).astype(x.dtype) for cell in cells(x, fill=-jnp.inf)]
+    hits = [jnp.equal(cell, out).astype(x.dtype) for cell in cells(x, fill=-jnp.inf)]
     ties = functools.reduce(jnp.add, hits)
     dout = functools.reduce(jnp.add, [h * d for h, d in zip(hits, cells(dx, fill=0), strict=True)])
     return out, dout / ties
 
 
-def _window_cells(x, fill, window, strides, padding, size):
+def _window_cells(x, fill, window, strides, padding, size) -> list[jax.Array]:
     """The images of the first, second, ... cell of every window: kh * kw arrays [b, h', w', c]."""
     x = lax.pad(x, jnp.array(fill, x.dtype), ((0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)))
     (rows, cols), (sr, sc) = size, strides
