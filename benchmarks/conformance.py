@@ -99,10 +99,10 @@ class Conformance:
         found = jc.evaluation.robustness(
             jax.random.key(self.seed), model, attack(threat), data, progress=False
         )
-        checked = Checked(
-            threat.name, np.asarray(to_float(data.images)), found.adversarial, data.labels,
-            np.argmax(model(found.adversarial), axis=1),
-        )  # fmt: skip
+        with jax.default_matmul_precision("highest"):
+            predicted = np.argmax(model(found.adversarial), axis=1)
+        x = np.asarray(to_float(data.images))
+        checked = Checked(threat.name, x, found.adversarial, data.labels, predicted)
         return found, checked
 
 

@@ -21,7 +21,8 @@ class Stochastic:
     Every image has its own key, so that what an image meets does not depend on its batch: `fn` is
     mapped over the images, and sees batches of one. Attacks draw anew at every step; `EOT` averages
     their gradients. A verdict is the class that most of `passes` passes predict, with keys of its
-    own; ties go to the lower class. The search for an image ends when the verdict is wrong.
+    own; ties go to the lower class. A success inside a threat model counts only if the verdict
+    confirms it.
 
     Attributes:
         fn: (key, images [b, h, w, c]) -> logits [b, k], or images for a part that comes first; a
@@ -82,9 +83,8 @@ class EOT:
     """A stochastic classifier whose gradients attacks average: expectation over transformation.
 
     grad = 1/samples sum_s grad_x loss(f(key_s, x), y). The loss is averaged likewise, and an
-    iterate counts as misclassified if most of the passes are and the verdict confirms it, with keys
-    of its own. (The reference implementation of APGD takes loss and prediction from the last pass
-    alone, and drops an image by one lucky draw.)
+    iterate counts as misclassified if most of the passes are. (The reference implementation of
+    APGD takes loss and prediction from the last pass alone, and drops an image by one lucky draw.)
 
     Attributes:
         model: a `Stochastic` classifier, or a `Chain` that holds one.

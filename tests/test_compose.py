@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 import jaxclus as jc
 from jaxclus import _classifier, compose, losses
-from jaxclus.attacks import EOT, MIFGSM, PGD, _gradient
+from jaxclus.attacks import EOT, MIFGSM, PGD, DeepFool, TargetedFAB, Transfer, _gradient
 from jaxclus.compose import Chain, Stochastic
 from jaxclus.threat import Linf
 
@@ -269,6 +269,27 @@ def test_one_lucky_pass_does_not_end_a_search(trace):
         data = jc.data.Dataset(images, y, ("low", "high"), name="grey", split="test")
         found = jc.evaluation.robustness(KEY, model, attack, data, progress=False)
         assert found.robust_accuracy == 0 and found.members[0].gradient == np.sum(ended)
+
+
+@pytest.mark.parametrize(
+    "attack", [TargetedFAB("linf", Linf(0.4), beta=1.0), DeepFool("linf", Linf(0.4), steps=8)]
+)
+def test_a_lucky_candidate_does_not_hide_later_ones(attack):
+    """Minimum-norm attacks keep the closest candidate: of those that the verdict confirms."""
+    model = Stochastic(Partial(lucky, jnp.float32(0.3)), passes=51)
+    x, y = jnp.full((12, 1, 1, 1), 0.4), jnp.zeros(12, jnp.int32)
+    result = attack.run(KEY, model, x, y)
+    assert np.mean(result.success) > 0.5
+    assert np.all(result.x_adv[result.success] > 0.5)
+
+
+def test_queries_of_a_transfer_attack_are_the_sources():
+    threat = Linf(1e-6)
+    plain = Partial(predict, W)
+    to_noisy = Transfer(PGD(threat, steps=3), plain).run(KEY, EOT(MODEL, 5), X, Y)
+    assert np.max(to_noisy.queries.gradient) == 3
+    from_noisy = Transfer(PGD(threat, steps=3), plain).run(KEY, plain, X, Y)
+    np.testing.assert_array_equal(from_noisy.queries.gradient, 3)
 
 
 def test_queries_count_every_sample():

@@ -41,7 +41,8 @@ class AttackResult(NamedTuple):
         norm: norm of `x_adv - x` [b].
         queries: forward and gradient passes spent on each image [b]. They count the search (all
             samples of an EOT), one forward pass for the clean verdict and, where a search took
-            place, one for the final; a stochastic classifier's verdicts count as one each.
+            place, one for the final; each counts as one where the classifier is stochastic, and the
+            verdicts that confirm such a classifier's successes do not count.
         trace: the loss at every iterate [rounds, steps, b], if asked for, else None; a tuple of
             those of the members if the attack is an ensemble.
     """
@@ -234,6 +235,10 @@ class SteppedAttack(Attack):
         """Forward and gradient passes of `finish`."""
         return 0, 0
 
+    def samples(self, model: Classifier) -> int:
+        """Passes behind each one that `cost` and `finish_cost` count: those of an EOT, else 1."""
+        return compose.samples(model)
+
     @abc.abstractmethod
     def start(self, images: Images) -> State:
         """The state before the first step; does not call the model."""
@@ -298,7 +303,8 @@ class MinimumNormAttack(SteppedAttack):
 
     A candidate's value is minus its norm. Without `threat`, success is misclassification, and the
     search for every image goes to its end; with it, success is misclassification inside the threat
-    model (norm at most eps, exactly), and the search for an image ends there.
+    model (norm at most eps, exactly), and the search for an image ends there. (Of a stochastic
+    classifier's candidates, the verdict confirms those inside the threat alone.)
 
     Attributes:
         norm: norm that is made small, "linf", "l2" or "l1".
@@ -358,14 +364,14 @@ def _attack(model, attack, key, x, y, index, *, trace):
     sound = correct & (norm <= limit)  # not so for NaN
     x_adv = jnp.where(sound[:, None, None, None], found.x_adv, x)
     success = _classifier.verdict(model, keys, x_adv)[1] != y
-    spent, samples = correct.astype(jnp.int32), compose.samples(model)
+    spent = correct.astype(jnp.int32)
     return AttackResult(
         x_adv=x_adv,
         success=success,
         norm=jnp.where(sound, norm, 0.0),
         queries=Queries(
-            forward=1 + spent * (samples * found.queries.forward + 1),
-            gradient=spent * samples * found.queries.gradient,
+            forward=1 + spent * (found.queries.forward + 1),
+            gradient=spent * found.queries.gradient,
         ),
         trace=found.trace,
     )

@@ -70,12 +70,14 @@ def computed_once(array: jax.Array) -> jax.Array:
     XLA's CPU backend repeats the end of a computation in every operation that reads its result,
     number by number, at several times the cost of the attack's own work: a convolution's input
     gradient ends by putting pixels into order (`models/_ops.py`). An `optimization_barrier` does
-    not stop it. What a conditional returns is computed once; the condition always holds but where
-    numbers are not.
+    not stop it. What a conditional returns is computed once; here both branches do the same.
     """
 
     def through_conditional(array: jax.Array) -> jax.Array:
-        return lax.cond(array.ravel()[0] <= jnp.inf, lambda a: a, lambda a: a * jnp.nan, array)
+        def same(array: jax.Array) -> jax.Array:  # not so that XLA could tell
+            return jnp.where(jnp.isnan(array), jnp.nan, array)
+
+        return lax.cond(array.ravel()[0] <= jnp.inf, lambda array: array, same, array)
 
     return lax.platform_dependent(array, cpu=through_conditional, default=lambda a: a)
 

@@ -138,6 +138,9 @@ def _multiplier(
     the same. (Sorting the coordinates by when they fill takes a hundred times as long on a CPU.)
     """
 
+    # Nobody differentiates an attack's steps, and forward mode lacks rules for such a reduction.
+    slope, speed, room, amount = lax.stop_gradient((slope, speed, room, amount))
+
     def another_round(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         m, _ = carry
         full = m[:, None] * speed >= room

@@ -58,7 +58,7 @@ def advance(
     def body(carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
         taken, slots = carry
         stepped = attack.step(model, slots.images, slots.steps, slots.state)
-        stepped = _confirmed(model, slots.images, slots.live, stepped)
+        stepped = _confirmed(model, slots.images, slots.live, slots.state, stepped)
         state = select(slots.live, stepped, slots.state)
         steps = slots.steps + slots.live
         live = slots.live & ~state.success & (steps < attack.steps_per_round)
@@ -75,27 +75,32 @@ def advance(
 
     def finish(slots: Slots) -> Slots:
         last = attack.finish(model, slots.images, slots.state)
-        last = _confirmed(model, slots.images, ended, last)
+        last = _confirmed(model, slots.images, ended, slots.state, last)
         state = select(ended, last, slots.state)
         return slots._replace(state=state, steps=slots.steps + ended)
 
     return lax.cond(ended.any(), finish, lambda slots: slots, slots)
 
 
-def _confirmed(model: Classifier, images: Images, which: jax.Array, state: State) -> State:
-    """The state with those successes alone that a stochastic classifier's verdict confirms.
+def _confirmed(
+    model: Classifier, images: Images, which: jax.Array, old: State, new: State
+) -> State:
+    """The new state, but for successes that a stochastic classifier's verdict does not confirm.
 
     The verdict that counts in the end is drawn with other keys than the passes of a step: an image
-    that left on a step's word alone could come back as unbroken.
+    that left on a step's word alone could come back as unbroken. Where the verdict disagrees, the
+    candidate is the old one again, and the search goes on.
     """
     if not compose.is_stochastic(model):
-        return state
+        return new
+    claimed = new.success & ~old.success & which
 
-    def judged(success: jax.Array) -> jax.Array:
-        return success & (verdict(model, images.verdict_keys, state.x_adv)[1] != images.y)
+    def judged(claimed: jax.Array) -> jax.Array:
+        return claimed & (verdict(model, images.verdict_keys, new.x_adv)[1] == images.y)
 
-    news = state.success & which
-    return state._replace(success=lax.cond(news.any(), judged, lambda none: none, news))
+    rejected = lax.cond(claimed.any(), judged, lambda none: none, claimed)
+    x_adv, value = select(rejected, (old.x_adv, old.value), (new.x_adv, new.value))
+    return new._replace(x_adv=x_adv, value=value, success=new.success & ~rejected)
 
 
 def queries(attack: SteppedAttack, steps: Any) -> Queries:
@@ -145,6 +150,7 @@ def search(
     nothing = (x, jnp.full(y.shape, -jnp.inf), none > 0, Queries(none, none))
     numbers = jnp.arange(attack.rounds(logits.shape[-1]))
     (x_adv, _, broken, spent), history = lax.scan(one_round, nothing, numbers)
+    spent = jax.tree.map(lambda passes: passes * attack.samples(model), spent)
     return Search(x_adv, broken, spent, history)
 
 
@@ -160,15 +166,14 @@ def _trace(attack: SteppedAttack, model: Classifier, slots: Slots) -> tuple[Slot
         state, steps = carry
         steps = jnp.where(slots.live & ~state.success, number + 1, steps)
         new = attack.step(model, slots.images, jnp.full_like(steps, number), state)
-        new = _confirmed(model, slots.images, slots.live, new)
+        new = _confirmed(model, slots.images, slots.live, state, new)
         return (keep(state, new), steps), new.loss
 
     numbers = jnp.arange(attack.steps_per_round)
     (state, steps), history = lax.scan(body, (slots.state, slots.steps), numbers)
     if attack.finish_cost != (0, 0):
         steps += slots.live & ~state.success
-        last = _confirmed(
-            model, slots.images, slots.live, attack.finish(model, slots.images, state)
-        )
+        last = attack.finish(model, slots.images, state)
+        last = _confirmed(model, slots.images, slots.live, state, last)
         state, history = keep(state, last), jnp.concatenate([history, last.loss[None]])
     return slots._replace(state=state, steps=steps, live=slots.live & False), history

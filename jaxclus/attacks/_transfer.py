@@ -21,7 +21,8 @@ class Transfer(SteppedAttack):
     candidate that the attack has come to, the latest iterate that fools the source for most
     attacks, the closest one for minimum-norm attacks. Of several rounds the first success counts.
     Clean predictions, and with them the order of target classes, are the target's. The queries
-    count passes through both models.
+    count passes through both models; where the source is an EOT, a pass of the target counts as
+    often as its samples.
 
     Attributes:
         attack: the attack, one that proceeds by steps.
@@ -75,6 +76,9 @@ class Transfer(SteppedAttack):
     def finish_cost(self) -> tuple[int, int]:
         forward, gradient = self.attack.finish_cost
         return forward + 1, gradient
+
+    def samples(self, model: Classifier) -> int:
+        return compose.samples(self.source)
 
     def start(self, images: Images) -> State:
         source = compose.with_keys(self.source, images.keys)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxclus import _checks, _classifier, compose, parallel, runs
+from jaxclus import _checks, _classifier, parallel, runs
 from jaxclus._classifier import Classifier
 from jaxclus.attacks import Attack
 from jaxclus.attacks._base import SteppedAttack
@@ -260,7 +260,7 @@ class _Evaluation:
             if total:
                 with jax.default_matmul_precision("highest"):
                     _packing.run(work, self.advance, attack, ledger, saved.x_adv, pending, after)
-        found, samples = np.flatnonzero(attacked), compose.samples(self.model)
+        found, samples = np.flatnonzero(attacked), attack.samples(self.model)
         wrong, norms, low, high = self._judge(saved.x_adv, found, attack.ball, self.microbatch)
         inside = (norms <= float(attack.ball.limit)) & (low >= 0) & (high <= 1)
         result = np.zeros_like(attacked)

@@ -67,9 +67,10 @@ def conv_general_dilated(
 
 
 def _forward(x, kernel, strides, padding, precision):
-    *_, i, o = kernel.shape
+    _, width, i, o = kernel.shape
     # Eigen's convolutions fill vector registers with channels: few of them leave those empty.
-    if jax.default_backend() == "cpu" and (o <= 4 or max(i, o) <= 16):
+    few, some = o <= 4 or max(i, o) <= 16, x.shape[2] + sum(padding[1]) >= width
+    if jax.default_backend() == "cpu" and few and some:
         return _in_column_blocks(x, kernel, strides, padding, precision)
     return lax.conv_general_dilated(
         x, kernel, strides, padding, dimension_numbers=_NHWC, precision=precision

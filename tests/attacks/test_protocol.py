@@ -179,6 +179,22 @@ def test_an_image_does_not_depend_on_its_place(name, norm):
     np.testing.assert_array_equal(mixed.x_adv[3], result.x_adv[3])
 
 
+def rooted(params, x):
+    """The network, with a gradient that is not a number where the first pixel is 0."""
+    return predict(params, x) + 0 * jnp.sqrt(x[:, 0, 0, 0])[:, None]
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "fab-t", "deepfool"])
+def test_an_image_without_gradient_does_not_spoil_others(name):
+    attack, model = make(name, THREATS["l2"]), Partial(rooted, weights())
+    spoilt = X.at[0, 0, 0, 0].set(0.0)
+    assert jnp.isnan(jax.grad(lambda x: model(x).sum())(spoilt)[0, 0, 0, 0])
+    y = jnp.argmax(model(spoilt), axis=-1)
+    whole, without = (attack.run(KEY, model, x, y) for x in (spoilt, X))
+    np.testing.assert_array_equal(whole.x_adv[1:], without.x_adv[1:])
+    assert np.all(np.isfinite(whole.x_adv)) and np.any(whole.success[1:])
+
+
 @pytest.mark.parametrize("name, norm", CASES)
 def test_no_recompilation(name, norm):
     attack = make(name, THREATS[norm])

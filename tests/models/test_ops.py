@@ -62,6 +62,44 @@ def test_convolution_has_the_derivatives_of_lax(size, window, strides, padding):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5 * jnp.abs(b).max(), err_msg=name)
 
 
+@pytest.mark.parametrize("channels", [(1, 16), (8, 8), (16, 2), (16, 16), (64, 3), (3, 64)])
+@pytest.mark.parametrize(
+    "window, strides, padding",
+    [((4, 4), (2, 2), ((1, 1), (1, 1))), ((3, 5), (1, 3), ((0, 2), (-1, 2)))],
+)
+def test_convolution_with_few_and_many_channels(channels, window, strides, padding):
+    """Few of them are computed as blocks of columns, many as they are."""
+    x, kernel = random(0, 2, 9, 19, channels[0]), random(1, *window, *channels)
+
+    def both(conv):
+        def loss(x):
+            out = conv(x, kernel, strides, padding, dimension_numbers=NHWC)
+            return jnp.sum(jnp.sin(out)), out
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(x)
+
+    (_, out), gradient = both(_ops.conv_general_dilated)
+    (_, expected), expected_gradient = both(lax.conv_general_dilated)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_convolution_without_output():
+    for width in (1, 2, 3):
+        x, kernel = random(0, 2, 4, width, 3), random(1, 3, 4, 3, 4)
+        out = _ops.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC)
+        assert out.shape == (2, 2, 0, 4)
+
+
+def test_convolution_in_bfloat16():
+    x, kernel = (jnp.bfloat16(a) for a in (random(0, 2, 6, 9, 3), random(1, 3, 3, 3, 4)))
+    arguments = dict(window_strides=(2, 2), padding="SAME", dimension_numbers=NHWC)
+    out = _ops.conv_general_dilated(x, kernel, **arguments)
+    assert out.dtype == jnp.bfloat16
+    expected = lax.conv_general_dilated(x, kernel, **arguments)
+    np.testing.assert_allclose(np.float32(out), np.float32(expected), rtol=2e-2, atol=5e-2)
+
+
 def test_convolution_hands_other_forms_to_lax():
     x, kernel = random(0, 2, 8, 8, 4), random(1, 3, 3, 2, 4)
     arguments = dict(
