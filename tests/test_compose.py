@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 import jaxclus as jc
 from jaxclus import _classifier, compose, losses
-from jaxclus.attacks import EOT, MIFGSM, PGD, DeepFool, TargetedFAB, Transfer, _gradient
+from jaxclus.attacks import EOT, MIFGSM, PGD, TargetedFAB, Transfer, _gradient
 from jaxclus.compose import Chain, Stochastic
 from jaxclus.threat import Linf
 
@@ -271,16 +271,12 @@ def test_one_lucky_pass_does_not_end_a_search(trace):
         assert found.robust_accuracy == 0 and found.members[0].gradient == np.sum(ended)
 
 
-@pytest.mark.parametrize(
-    "attack", [TargetedFAB("linf", Linf(0.4), beta=1.0), DeepFool("linf", Linf(0.4), steps=8)]
-)
-def test_a_lucky_candidate_does_not_hide_later_ones(attack):
+def test_a_lucky_candidate_does_not_hide_later_ones():
     """Minimum-norm attacks keep the closest candidate: of those that the verdict confirms."""
     model = Stochastic(Partial(lucky, jnp.float32(0.3)), passes=51)
     x, y = jnp.full((12, 1, 1, 1), 0.4), jnp.zeros(12, jnp.int32)
-    result = attack.run(KEY, model, x, y)
-    assert np.mean(result.success) > 0.5
-    assert np.all(result.x_adv[result.success] > 0.5)
+    result = TargetedFAB("linf", Linf(0.4), beta=1.0).run(KEY, model, x, y)
+    assert np.all(result.success) and np.all(result.x_adv > 0.5)
 
 
 def test_queries_of_a_transfer_attack_are_the_sources():
