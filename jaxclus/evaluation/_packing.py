@@ -293,7 +293,7 @@ def _collect(
         (slots.live, slots.steps, state.success, state.value)
     )
     ended = np.flatnonzero((image >= 0) & ~live)
-    candidates = np.asarray(state.x_adv) if len(ended) else None
+    candidates = np.asarray(state.x_adv) if len(ended) else np.zeros(0)
     spent = _search.queries(attack, steps)
     done = 0
     for slot in ended:
