@@ -243,7 +243,8 @@ def test_random_numbers_drawn_while_tracing_are_seen(digits, weights):
 
 def test_a_stochastic_classifier_is_random_by_its_own_account(digits, weights):
     found = check(jc.Stochastic(Partial(noisy, weights), passes=5), digits)
-    assert {"silent success", "noisy loss"} <= names(found)  # draws are lucky now and then
+    # Lucky draws are no silent successes: the verdict has to confirm them.
+    assert "noisy loss" in names(found) and "silent success" not in names(found)
     assert not {"randomised", "random numbers", "zero gradient"} & names(found)
     assert "jc.Stochastic" in found.not_run["randomised"]
 
