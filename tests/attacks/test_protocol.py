@@ -220,7 +220,7 @@ def numbers(name):
     ]
 
 
-@pytest.mark.parametrize("name", filter(numbers, ATTACKS))
+@pytest.mark.parametrize("name", list(filter(numbers, ATTACKS)))
 def test_no_recompilation_for_other_numbers(name):
     """Whether given or left to their defaults."""
     attack, leaves = make(name, THREATS["l2"]), numbers(name)
