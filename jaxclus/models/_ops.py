@@ -206,7 +206,7 @@ def _max_pool(x, window, strides, padding):
 @_max_pool.defjvp
 def _max_pool_jvp(window, strides, padding, primals, tangents):
     (x,), (dx,) = primals, tangents
-    out = _max_pool(x, window, strides, padding)
+    out: jax.Array = _max_pool(x, window, strides, padding)  # pyright: ignore[reportAssignmentType]
     cells = functools.partial(
         _window_cells, window=window, strides=strides, padding=padding, size=out.shape[1:3]
     )
