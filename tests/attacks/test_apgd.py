@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from test_square import project_l1
 
 from jaxclus import compose, losses
 from jaxclus.attacks import _apgd_l1, _search
@@ -47,18 +48,7 @@ def onto(z, x, name, eps):
         return np.clip(x + np.clip(delta, -eps, eps), 0, 1)
     if name == "l2":
         return np.clip(x + delta * min(1, eps / max(np.linalg.norm(delta), 1e-12)), 0, 1)
-    bound = np.where(delta < 0, x, 1 - x)
-
-    def shrunk(t):
-        return np.clip(np.abs(delta) - t, 0, bound)
-
-    low, high = 0.0, np.abs(delta).max()
-    if shrunk(0.0).sum() <= eps:
-        return x + np.sign(delta) * shrunk(0.0)
-    for _ in range(70):
-        middle = (low + high) / 2
-        low, high = (middle, high) if shrunk(middle).sum() > eps else (low, middle)
-    return x + np.sign(delta) * shrunk(high)
+    return project_l1(z, x, eps)
 
 
 def direction(gradient, name):
