@@ -113,6 +113,29 @@ def _sum(values: jax.Array) -> jax.Array:
     return values.reshape(values.shape[0], -1).sum(axis=1)
 
 
+@jax.custom_jvp
+def _largest(values: jax.Array) -> jax.Array:
+    """The largest size of each image's entries, max_i |v_i| [b].
+
+    As the largest and the smallest entry in one pass: XLA's CPU backend does not vectorise the
+    largest alone, which takes seven times as long.
+    """
+
+    def both(one: tuple[jax.Array, ...], other: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return jnp.maximum(one[0], other[0]), jnp.minimum(one[1], other[1])
+
+    values = values.reshape(values.shape[0], -1)
+    zero = jnp.zeros((), values.dtype)
+    high, low = jax.lax.reduce((values, values), (zero, zero), both, (1,))
+    return jnp.maximum(high, -low)
+
+
+@_largest.defjvp
+def _(primals, tangents):
+    """The derivative of the plain formula: ties share it."""
+    return jax.jvp(lambda v: jnp.abs(v).reshape(v.shape[0], -1).max(axis=1), primals, tangents)
+
+
 def _clip_to_box(delta: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.clip(delta, min=-x, max=1 - x)
 
@@ -138,7 +161,7 @@ class Linf(Threat):
         return self.eps + 1e-6
 
     def norm(self, delta: Images) -> Float[Array, " b"]:
-        return jnp.abs(delta).reshape(delta.shape[0], -1).max(axis=1)
+        return _largest(delta)
 
     def project(self, x_adv: Images, x: Images) -> Images:
         return jnp.clip(
@@ -164,7 +187,7 @@ class L2(Threat):
 
     def norm(self, delta: Images) -> Float[Array, " b"]:
         # Scaled by the largest entry, so that tiny perturbations do not vanish when squared.
-        scale = jnp.abs(delta).reshape(delta.shape[0], -1).max(axis=1)
+        scale = _largest(delta)
         safe = jnp.where(scale > 0, scale, 1.0)
         return scale * jnp.sqrt(jnp.maximum(_sum((delta / _per_image(safe, delta)) ** 2), 1e-30))
 
@@ -248,7 +271,7 @@ class L1(Threat):
             outside = _sum(shrunk(fixed, middle)) > self.eps
             return jnp.where(outside, middle, low), jnp.where(outside, high, middle)
 
-        largest = fixed.reshape(fixed.shape[0], -1).max(axis=1)
+        largest = _largest(fixed)
         low, high = jax.lax.fori_loop(0, 32, halve, (jnp.zeros_like(largest), largest))
         middle = _per_image((low + high) / 2, fixed)
         free = (fixed > middle) & (fixed < middle + bound)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxclus import compose, losses
+from jaxclus import compose, losses, threat
 from jaxclus._classifier import Classifier
 from jaxclus.attacks import _gradient
 from jaxclus.attacks._base import Images
@@ -47,7 +47,7 @@ def dual_norm(norm: str, w: jax.Array) -> Float[Array, " b"]:
     size = jnp.abs(w).reshape(w.shape[0], -1)
     if norm == "linf":
         return size.sum(axis=1)
-    return jnp.sqrt((size**2).sum(axis=1)) if norm == "l2" else size.max(axis=1)
+    return jnp.sqrt((size**2).sum(axis=1)) if norm == "l2" else threat._largest(size)
 
 
 def nearest_boundary(
@@ -115,7 +115,7 @@ def project(
     Croce and Hein, "Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack",
     ICML 2020, arXiv:1907.02044, equation (5) and supplement A.
     """
-    largest = jnp.abs(w).max(axis=1)
+    largest = threat._largest(w)
     scale = jnp.where(largest > 0, largest, 1.0)
     slope, amount = jnp.abs(w) / scale[:, None], jnp.abs(excess) / scale
     rises = (w < 0) == (excess >= 0)[:, None]

@@ -23,7 +23,7 @@ from jaxclus.threat import Threat, image_keys
 
 #: Images in one physical batch on each device, by platform: a fixed number, for rounding depends on
 #: the shape, and verdicts must not depend on how many images are asked for.
-MICROBATCH = {"cpu": 256}
+MICROBATCH = {"cpu": 288}
 _MICROBATCH_ACCELERATOR = 512
 
 
@@ -71,7 +71,7 @@ def robustness(
             minute), at least 1; no verdict depends on it.
         directory: where to keep the state, the adversarial images and the report; an evaluation
             that was stopped goes on from there, one that was finished is read. None keeps nothing.
-        microbatch: images in one physical batch on each device, at least 1; default 256 on CPUs,
+        microbatch: images in one physical batch on each device, at least 1; default 288 on CPUs,
             512 on accelerators. Fewer need less memory. Rounding, and with it the verdict of an
             image in a thousand, can depend on it.
         devices: default: all.
