@@ -79,12 +79,9 @@ class _AutoPGD(BoundedAttack, abc.ABC):
 
     @property
     def steps_per_round(self) -> int:
+        """Evaluations of iterates, the last one's included; no step follows its gradient."""
         l1 = isinstance(self.threat, L1)
-        return _apgd_l1.Schedule(self.steps).evaluations if l1 else self.steps
-
-    @property
-    def finish_cost(self) -> tuple[int, int]:
-        return 1, 0
+        return _apgd_l1.Schedule(self.steps).evaluations if l1 else self.steps + 1
 
     def start(self, images: Images) -> State:
         low = jnp.full(images.y.shape, -jnp.inf)
@@ -107,12 +104,6 @@ class _AutoPGD(BoundedAttack, abc.ABC):
             return kept._replace(loss=at.loss, memory=moved)
         kept = keep(state, memory.iterate, at.loss, at.wrong)
         return kept._replace(memory=self._move(images, i, at, memory))
-
-    def finish(self, model: Classifier, images: Images, state: State) -> State:
-        keys = compose.split(images.keys, self.steps_per_round)
-        x_adv = state.memory.iterate
-        found = _gradient.evaluate(model, keys, self._loss(images), x_adv, images.y)
-        return keep(state, x_adv, *found)
 
     def _start(self, images: Images) -> _Ascent:
         """A random point of the ball's surface, clipped to the box."""

@@ -31,8 +31,6 @@ _RADII = (3, 2, 1)
 class Schedule:
     """Which phase an evaluation is in; a phase of n steps evaluates n + 1 iterates.
 
-    The last iterate of the last phase is left to `finish`.
-
     Attributes:
         steps: number of steps of all phases.
     """
@@ -47,13 +45,12 @@ class Schedule:
 
     @property
     def evaluations(self) -> int:
-        """Number of iterates that are evaluated with their gradients."""
-        return self.steps + len(_RADII) - 1
+        """Number of iterates that are evaluated."""
+        return self.steps + len(_RADII)
 
     def _table(self) -> list[tuple[int, int, int]]:
         """Phase, number of the iterate in it and number of steps in it, for each evaluation."""
-        rows = [(p, j, n) for p, n in enumerate(self.lengths) for j in range(n + 1)]
-        return rows[: self.evaluations]
+        return [(p, j, n) for p, n in enumerate(self.lengths) for j in range(n + 1)]
 
     def inside(self, i: jax.Array) -> jax.Array:
         """Whether the i-th iterate is in the ball of radius eps."""

@@ -60,6 +60,8 @@ def advance(
         stepped = attack.step(model, slots.images, slots.steps, slots.state)
         stepped = _confirmed(model, slots.images, slots.live, slots.state, stepped)
         state = select(slots.live, stepped, slots.state)
+        if not finishes:  # then nobody reads what a slot remembers that is live no more
+            state = state._replace(memory=stepped.memory)
         steps = slots.steps + slots.live
         live = slots.live & ~state.success & (steps < attack.steps_per_round)
         return taken + 1, Slots(slots.images, steps, state, live)
@@ -67,9 +69,9 @@ def advance(
     def more(carry: tuple[jax.Array, Slots]) -> jax.Array:
         return (carry[0] < limit) & (carry[1].live.sum() >= enough)
 
-    was_live = slots.live
+    was_live, finishes = slots.live, attack.finish_cost != (0, 0)
     slots = lax.while_loop(more, body, (jnp.array(0), slots))[1]
-    if attack.finish_cost == (0, 0):
+    if not finishes:
         return slots
     ended = was_live & ~slots.live & ~slots.state.success
 
