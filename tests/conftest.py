@@ -1,3 +1,8 @@
+import os
+
+# The suite's time goes into compiling thousands of small programs: a quarter less of it so.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"
+
 import jax
 import pytest
 

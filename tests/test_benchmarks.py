@@ -87,7 +87,7 @@ def test_a_case_with_both_peers(problem, capsys):
         assert list(sides[name]["parts"]) == list(peers.FULL_STEPS)
         assert sides[name]["largest_norm"] == 0 and sides[name]["within"]
     ours = sides["jaxclus"]["parts"]
-    assert [ours[name]["gradient"] for name in peers.FULL_STEPS] == [24, 24, 24, 0]
+    assert [ours[name]["gradient"] for name in peers.FULL_STEPS] == [36, 36, 24, 0]
     official = sides["autoattack"]
     assert list(official["parts"]) == ["apgd-ce", "apgd-t", "fab-t"]  # it stops once none is left
     assert [part["robust_accuracy"] for part in official["parts"].values()] == [0.75, 0.5, 0.5]

@@ -438,3 +438,17 @@ def test_create():
     assert [threat.create(name, 1.0).name for name in threat.THREATS] == list(threat.THREATS)
     with pytest.raises(ValueError, match="`norm` must be one of l1, l2, linf; got 'l0'"):
         threat.create("l0", 0.1)
+
+
+def test_largest_entry_of_each_image():
+    """max |v|, whatever its sign, with NaN passed on and the derivative of the plain formula."""
+    v = jnp.array([[[1.0, -3.0], [2.0, 0.0]], [[0.5, 0.25], [-0.5, 0.0]], [[0.0] * 2] * 2])
+
+    def plain(v):
+        return jnp.abs(v).reshape(v.shape[0], -1).max(axis=1)
+
+    np.testing.assert_array_equal(threat._largest(v), [3.0, 0.5, 0.0])
+    assert np.isnan(threat._largest(v.at[1, 0, 1].set(jnp.nan))).tolist() == [False, True, False]
+    np.testing.assert_array_equal(jax.vmap(threat._largest)(v[:, None])[:, 0], plain(v))
+    for transform in (jax.jacfwd, jax.jacrev):
+        np.testing.assert_array_equal(transform(threat._largest)(v[:2]), transform(plain)(v[:2]))

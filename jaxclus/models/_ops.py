@@ -101,9 +101,7 @@ def _sum_over_entries(x, kernel, strides, padding):
         return shifted * kernel[i, j, c][None, None, None]
 
     # A sum for each row of the kernel: in one long chain, every addition waits for the one before.
-    return sum(
-        sum(entry(i, j, c) for j, c in np.ndindex(width, channels)) for i in range(height)
-    )
+    return sum(sum(entry(i, j, c) for j, c in np.ndindex(width, channels)) for i in range(height))
 
 
 def _in_column_blocks(x, kernel, strides, padding, precision):
@@ -181,9 +179,7 @@ def _input_gradient(cotangent, kernel, size, strides, padding, precision):
     ):
         count.append(-(-(n + shift) // s))
         pads.append((-first, count[-1] - m + first + len(table) - 1))
-    out = _forward(
-        cotangent, lax.optimization_barrier(taps), (1, 1), tuple(pads), precision, False
-    )
+    out = _forward(cotangent, lax.optimization_barrier(taps), (1, 1), tuple(pads), precision, False)
     out = out.reshape(-1, *count, sh, sw, i).transpose(0, 1, 3, 2, 4, 5)
     out = out.reshape(-1, count[0] * sh, count[1] * sw, i)
     return out[:, top : top + size[0], left : left + size[1]]

@@ -12,17 +12,15 @@ from jaxclus.models import _ops
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 CASES = [
-    # size, window, strides, padding
-    ((8, 8), (3, 3), (1, 1), ((1, 1), (1, 1))),
-    ((9, 7), (3, 3), (2, 2), ((1, 1), (1, 1))),
-    ((8, 8), (3, 3), (2, 2), ((1, 1), (1, 1))),
-    ((8, 6), (1, 1), (2, 2), ((0, 0), (0, 0))),
-    ((11, 10), (5, 3), (3, 2), ((0, 2), (1, 0))),
-    ((9, 9), (7, 7), (2, 2), ((3, 3), (3, 3))),
-    ((5, 5), (5, 5), (1, 1), ((0, 0), (0, 0))),
-    ((8, 8), (2, 2), (3, 3), ((0, 0), (0, 0))),
-    ((6, 5), (3, 3), (1, 2), "SAME"),
-    ((6, 5), (3, 3), (2, 2), "VALID"),
+    # size, window, strides, padding, channels
+    ((8, 8), (3, 3), (1, 1), ((1, 1), (1, 1)), (3, 8)),  # summed over the kernel's entries
+    ((9, 7), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 9)),
+    ((8, 8), (3, 3), (2, 2), ((1, 1), (1, 1)), (3, 4)),  # in blocks of columns
+    ((11, 10), (5, 3), (3, 2), ((0, 2), (1, 0)), (3, 4)),
+    ((9, 9), (7, 7), (2, 2), ((3, 3), (3, 3)), (2, 20)),  # as it is
+    ((8, 6), (1, 1), (2, 2), ((0, 0), (0, 0)), (3, 4)),
+    ((6, 5), (3, 3), (1, 2), "SAME", (3, 4)),
+    ((8, 8), (2, 2), (3, 3), "VALID", (3, 4)),
 ]
 
 
@@ -30,9 +28,9 @@ def random(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-@pytest.mark.parametrize("size, window, strides, padding", CASES)
-def test_convolution_has_the_derivatives_of_lax(size, window, strides, padding):
-    x, kernel = random(0, 2, *size, 3), random(1, *window, 3, 4)
+@pytest.mark.parametrize("size, window, strides, padding, channels", CASES)
+def test_convolution_has_the_derivatives_of_lax(size, window, strides, padding, channels):
+    x, kernel = random(0, 2, *size, channels[0]), random(1, *window, *channels)
     dx, dkernel = random(2, *x.shape), random(3, *kernel.shape)
 
     def derivatives(conv):
@@ -68,7 +66,7 @@ def test_convolution_has_the_derivatives_of_lax(size, window, strides, padding):
     [((4, 4), (2, 2), ((1, 1), (1, 1))), ((3, 5), (1, 3), ((0, 2), (-1, 2)))],
 )
 def test_convolution_with_few_and_many_channels(channels, window, strides, padding):
-    """Few of them are computed as blocks of columns, many as they are."""
+    """Few of them are summed over entries or computed as blocks of columns, many as they are."""
     x, kernel = random(0, 2, 9, 19, channels[0]), random(1, *window, *channels)
 
     def both(conv):
