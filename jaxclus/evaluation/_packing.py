@@ -49,34 +49,52 @@ class Batch(NamedTuple):
     stop: Any  # which slots are given up, bool [s]
     index: Any  # number of the image in each slot, int32 [s]
     round: Any  # number of its round, int32 [s]
+    keys: Any  # typed keys of the round [s]
+    verdict_keys: Any  # typed keys of the image [s]
     images: Any  # uint8 [s, h, w, c]
     labels: Any  # int32 [s]
     ranking: Any  # classes by clean logit, highest first, int32 [s, k]
 
 
-def _images(key: jax.Array, member: jax.Array | None, batch: Batch) -> Images:
-    own = image_keys(key, batch.index)
-    keys = compose.split(own if member is None else compose.split(own, member), batch.round)
-    x, y = to_float(batch.images), jnp.asarray(batch.labels)
-    return Images(keys, own, x, y, jnp.asarray(batch.ranking), batch.round)
+@functools.partial(_compile.jit, quickly=True)
+def _keys(
+    key: jax.Array, member: jax.Array | None, index: jax.Array, round_: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The data of the keys of rounds, and of their images."""
+    own = image_keys(key, index)
+    keys = compose.split(own if member is None else compose.split(own, member), round_)
+    return jax.random.key_data(keys), jax.random.key_data(own)
 
 
-def _begin(
-    attack: SteppedAttack, key: jax.Array, member: jax.Array | None, batch: Batch
-) -> _search.Slots:
-    return _search.begin(attack, _images(key, member, batch), batch.new)
+def _begin(attack: SteppedAttack, batch: Batch) -> _search.Slots:
+    x, y, ranking = to_float(batch.images), jnp.asarray(batch.labels), jnp.asarray(batch.ranking)
+    images = Images(batch.keys, batch.verdict_keys, x, y, ranking, batch.round)
+    return _search.begin(attack, images, batch.new)
 
 
 @functools.partial(_compile.jit, quickly=True)
-def _refill(
-    attack: SteppedAttack,
-    key: jax.Array,
-    member: jax.Array | None,
-    batch: Batch,
-    slots: _search.Slots,
-) -> _search.Slots:
+def _refill(attack: SteppedAttack, batch: Batch, slots: _search.Slots) -> _search.Slots:
     kept = slots._replace(live=slots.live & ~batch.stop)
-    return _search.select(batch.new, _begin(attack, key, member, batch), kept)
+    return _search.select(batch.new, _begin(attack, batch), kept)
+
+
+def _batch(
+    work: "Work", new: np.ndarray, stop: np.ndarray, index: np.ndarray, round_: np.ndarray
+) -> Batch:
+    """What the slots hold, on the devices."""
+    size, largest = len(index), work.microbatch * work.mesh.size
+    # In one size, and apart from what differs between attacks: one program to compile for all.
+    data = _keys(work.key, work.member, np.resize(index, largest), np.resize(round_, largest))
+    keys, own = (_wrapped(work, np.asarray(each)[:size]) for each in data)
+    rest = (work.images[index], work.labels[index], work.ranking[index])
+    batch = Batch(new, stop, index, round_, keys, own, *rest)
+    return jax.device_put(batch, parallel.over_batch(work.mesh))
+
+
+def _wrapped(work: "Work", data: np.ndarray) -> jax.Array:
+    """Typed keys [s] of their data."""
+    placed = jax.device_put(data, parallel.over_batch(work.mesh))
+    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(work.key))
 
 
 def _advance(model, attack, slots, limit, enough):
@@ -274,13 +292,10 @@ def _fill(
     if pending is not None and not (new.any() or stop.any()):
         return pending
     index = np.maximum(image, 0)
-    batch = Batch(
-        new, stop & ~new, index, round_, work.images[index], work.labels[index], work.ranking[index]
-    )
-    batch = jax.device_put(batch, parallel.over_batch(work.mesh))
+    batch = _batch(work, new, stop & ~new, index, round_)
     # Empty slots to start from spare the compilation of a program that only begins.
     slots = restored(work, attack, None, size) if pending is None else pending.slots
-    return Pending(_refill(attack, work.key, work.member, batch, slots), image, round_)
+    return Pending(_refill(attack, batch, slots), image, round_)
 
 
 def _collect(
@@ -340,26 +355,23 @@ def restored(
     work: Work, attack: SteppedAttack, saved: list[np.ndarray] | None, size: int
 ) -> _search.Slots:
     """The slots that `leaves` gave as `saved`, on the devices; empty ones for None."""
-    index = np.zeros(size, np.int32)
-    batch = Batch(
-        index > 0, index > 0, index, index, work.images[index], work.labels[index],
-        work.ranking[index],
-    )  # fmt: skip
-    like, structure = jax.tree.flatten(jax.eval_shape(_begin, attack, work.key, work.member, batch))
-    keys = [_is_key(spec) for spec in like]
+    data = np.asarray(jax.random.key_data(work.key))
+    index, no_keys = (
+        np.zeros(size, np.int32),
+        _wrapped(work, np.zeros((size, *data.shape), data.dtype)),
+    )
+    rest = (work.images[index], work.labels[index], work.ranking[index])
+    batch = Batch(index > 0, index > 0, index, index, no_keys, no_keys, *rest)
+    like, structure = jax.tree.flatten(jax.eval_shape(_begin, attack, batch))
     if saved is None:
-        data = np.asarray(jax.random.key_data(work.key))
-        saved = [
-            np.zeros((size, *data.shape), data.dtype) if key else np.zeros(spec.shape, spec.dtype)
-            for key, spec in zip(keys, like, strict=True)
+        slots = [no_keys if _is_key(spec) else np.zeros(spec.shape, spec.dtype) for spec in like]
+    else:
+        slots = [
+            _wrapped(work, leaf) if _is_key(spec) else leaf
+            for leaf, spec in zip(saved, like, strict=True)
         ]
-    placed = jax.device_put(saved, parallel.over_batch(work.mesh))
-    impl = jax.random.key_impl(work.key)
-    slots = [
-        jax.random.wrap_key_data(leaf, impl=impl) if key else leaf
-        for key, leaf in zip(keys, placed, strict=True)
-    ]
-    return jax.tree.unflatten(structure, slots)
+    placed = jax.device_put(slots, parallel.over_batch(work.mesh))
+    return jax.tree.unflatten(structure, placed)
 
 
 def _is_key(leaf: Any) -> bool:
