@@ -101,7 +101,10 @@ def _sum_over_entries(x, kernel, strides, padding):
         return shifted * kernel[i, j, c][None, None, None]
 
     # A sum for each row of the kernel: in one long chain, every addition waits for the one before.
-    return sum(sum(entry(i, j, c) for j, c in np.ndindex(width, channels)) for i in range(height))
+    total = functools.partial(functools.reduce, jnp.add)
+    return total(
+        [total([entry(i, j, c) for j, c in np.ndindex(width, channels)]) for i in range(height)]
+    )
 
 
 def _in_column_blocks(x, kernel, strides, padding, precision):
