@@ -60,7 +60,7 @@ def test_convolution_has_the_derivatives_of_lax(size, window, strides, padding, 
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5 * jnp.abs(b).max(), err_msg=name)
 
 
-@pytest.mark.parametrize("channels", [(1, 16), (8, 8), (16, 2), (16, 16), (64, 3), (3, 64)])
+@pytest.mark.parametrize("channels", [(1, 16), (16, 2), (16, 16), (3, 64)])
 @pytest.mark.parametrize(
     "window, strides, padding",
     [((4, 4), (2, 2), ((1, 1), (1, 1))), ((3, 5), (1, 3), ((0, 2), (-1, 2)))],
