@@ -356,10 +356,8 @@ def restored(
 ) -> _search.Slots:
     """The slots that `leaves` gave as `saved`, on the devices; empty ones for None."""
     data = np.asarray(jax.random.key_data(work.key))
-    index, no_keys = (
-        np.zeros(size, np.int32),
-        _wrapped(work, np.zeros((size, *data.shape), data.dtype)),
-    )
+    no_keys = _wrapped(work, np.zeros((size, *data.shape), data.dtype))
+    index = np.zeros(size, np.int32)
     rest = (work.images[index], work.labels[index], work.ranking[index])
     batch = Batch(index > 0, index > 0, index, index, no_keys, no_keys, *rest)
     like, structure = jax.tree.flatten(jax.eval_shape(_begin, attack, batch))
