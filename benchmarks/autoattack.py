@@ -1,6 +1,7 @@
 """AutoAttack "standard" against the authors' implementation and torchattacks: same weights, run.
 
     python -m benchmarks.autoattack --networks DIR --data-dir DIR
+    python -m benchmarks.autoattack --networks DIR --data-dir DIR --l1
     python -m benchmarks.autoattack --resnet18 --checkpoint FILE --data-dir DIR
     python -m benchmarks.autoattack --resnet18 --num-images 32    # random weights: see below
 
@@ -18,8 +19,8 @@ times as long (measured); the load before each case is in the results.
 Random weights give no images worth attacking: then eps is 1e-6, so that no image breaks, each
 gradient attack takes `--steps` steps at one target, Square five times as many queries, and the
 time of the whole AutoAttack on images that stand to the end is EXTRAPOLATED from that. Ours works
-in batches of 256 images on a CPU and 512 elsewhere: take a multiple of that, for what is padded
-would be extrapolated too.
+in batches of up to 288 images on a CPU (ninths of that: 256, 224, ...) and 512 elsewhere: take one
+of these numbers or a multiple of the largest, for what is padded would be extrapolated too.
 
 A pass is one image through the model. "Model alone" is the time that the passes that were needed
 take in full batches, without any attack around them.
@@ -41,6 +42,7 @@ from benchmarks import reference_networks
 from jaxclus import runs
 
 #: File, data set, norm and eps.
+NETWORKS_L1 = (("cifar10_cnn_a_adv4", "cifar10", "l1", 6.0),)
 NETWORKS = (
     ("mnist_madry_tiny", "mnist", "linf", 0.3),
     ("cifar10_cnn_a_adv4", "cifar10", "linf", 8 / 255),
@@ -68,6 +70,8 @@ class Benchmark:
     """Directory of the reference networks, .npz files."""
     only: tuple[str, ...] = ()
     """Names of the reference networks to take; default all."""
+    l1: bool = False
+    """Take the networks in the L1 norm, with files of their own, instead of Linf and L2."""
     resnet18: bool = False
     """Take a ResNet-18 (CIFAR stem)."""
     checkpoint: Path | None = None
@@ -94,9 +98,12 @@ class Benchmark:
     def __post_init__(self) -> None:
         if self.networks is None and not self.resnet18:
             raise ValueError("`networks` must be given unless --resnet18 is, got neither")
-        known = {name for name, *_ in NETWORKS}
+        known = {name for name, *_ in self._known()}
         if not known.issuperset(self.only):
             raise ValueError(f"`only` must hold names of {sorted(known)}, got {self.only}")
+
+    def _known(self) -> tuple[tuple[str, str, str, float], ...]:
+        return NETWORKS_L1 if self.l1 else NETWORKS
 
     def run(self) -> list[dict[str, Any]]:
         """Measures, prints the tables, writes a file for the networks and one for the ResNet."""
@@ -112,7 +119,8 @@ class Benchmark:
             )
         }
         found = []
-        for part, cases in (("", self._reference_cases()), ("resnet18-", self._resnet_cases())):
+        first = "l1-" if self.l1 else ""
+        for part, cases in ((first, self._reference_cases()), ("resnet18-", self._resnet_cases())):
             rows = []
             for case in cases:
                 rows.append(self._measure(case, packages))
@@ -146,7 +154,7 @@ class Benchmark:
         cases = []
         if self.networks is None:
             return cases
-        for name, dataset, norm, eps in NETWORKS:
+        for name, dataset, norm, eps in self._known():
             if self.only and name not in self.only:
                 continue
             path = self.networks / f"{name}.npz"
@@ -192,7 +200,7 @@ class Benchmark:
         if any(packages.values()):
             peer, bare = _faster_layout(case, result)
             for name, package in packages.items():
-                if package is not None:
+                if package is not None and problem.threat.name in peers.NORMS[name]:
                     theirs.append((name, getattr(peer, name)(package)))
         again, _ = peers.jaxclus(case.model, problem)
         ours.append(("jaxclus again", again))

@@ -27,6 +27,8 @@ SOURCES = {
     "autoattack": "git+https://github.com/fra31/auto-attack",
     "torchattacks": "git+https://github.com/Harry24k/adversarial-attacks-pytorch",
 }
+#: The norms in which a peer has the whole ensemble.
+NORMS = {"autoattack": ("linf", "l2", "l1"), "torchattacks": ("linf", "l2")}
 #: Images in a batch of the peers: the reference's default.
 BATCH = 250
 

@@ -68,7 +68,7 @@ class Experiment:
     """Norm of the ball."""
     eps: str | None = None
     """Radius on the pixel scale, as 0.3 or 8/255; default: the data set's usual one."""
-    version: Literal["standard", "plus", "rand"] = "standard"
+    version: Literal["standard", "plus"] = "standard"
     """Version of AutoAttack."""
     num_images: int = 1000
     """The first so many images of the test split."""
@@ -76,6 +76,8 @@ class Experiment:
     """Number of attacks with different randomness."""
     seed: int = 0
     """Seed that theirs are made from."""
+    microbatch: int | None = None
+    """Images in one physical batch on each device; fewer need less memory."""
     quick: bool = False
     """Few images and short attacks: a smoke test, no result."""
     output: Path = Path("experiments/results")
@@ -161,8 +163,9 @@ class Experiment:
         key = jax.random.key(self.seed)
         print(f"{network.name}: {len(data)} images of {data.name}")
         found = jc.evaluation.robustness_over_seeds(
-            key, network.model, self._attack(threat), data, self.seeds, directory=work
-        )
+            key, network.model, self._attack(threat), data, self.seeds, directory=work,
+            microbatch=self.microbatch,
+        )  # fmt: skip
         return {
             "network": network.name,
             "path": str(network.path),

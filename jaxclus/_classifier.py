@@ -91,6 +91,13 @@ def num_classes(model: Classifier, x: jax.Array) -> int:
         )
     if not jnp.issubdtype(out.dtype, jnp.floating) or jnp.finfo(out.dtype).bits < 32:
         raise TypeError(f"`model` must return float32 logits (verdicts need them), got {out.dtype}")
+    # Logits that are float32 in the end alone come from `jc.models.create(..., dtype="bfloat16")`.
+    computed = getattr(getattr(model, "spec", None), "dtype", "float32")
+    if computed != "float32":
+        raise TypeError(
+            f"`model` must compute in float32 (verdicts need it), got one made in {computed}: to "
+            f"train faster, give a float32 model TrainingConfig(precision={computed!r})"
+        )
     if out.shape[1] < 2:
         raise ValueError(f"`model` must return logits of at least 2 classes, got {out.shape}")
     return out.shape[1]

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxclus import _checks, _pytree
+from jaxclus import _checks, _pytree, compose
 from jaxclus._classifier import Classifier
 from jaxclus.attacks._apgd import APGD, TargetedAPGD
 from jaxclus.attacks._base import Attack, Queries, Search, SteppedAttack
@@ -55,8 +55,9 @@ class AutoAttack(Attack):
       (9 targets), Square (5,000 queries). In the L1 norm, 5 restarts and 5 targets for APGD.
     - "plus": APGD on the cross-entropy and on the DLR loss with 5 restarts each, FAB with 5
       restarts, Square, targeted APGD, targeted FAB.
-    - "rand": APGD on the cross-entropy and on the DLR loss, for a stochastic classifier:
-      `jc.attacks.EOT(model, samples=20)` averages its gradients.
+    - "rand": APGD on the cross-entropy and on the DLR loss, for a stochastic classifier, given as
+      `jc.attacks.EOT(model, samples=20)`, which averages gradients over as many passes as the
+      reference does; any other model is refused.
     - "custom": the attacks given, all with this `threat`.
 
     An image is broken if any member breaks it. Every member starts from the clean image. A member
@@ -68,8 +69,8 @@ class AutoAttack(Attack):
         threat: the threat model.
         version: "standard", "plus", "rand" or "custom".
         attacks: with "custom", the members: names as above ("apgd-ce", "apgd-dlr", "apgd-t", "fab",
-            "fab-t", "square"), with the settings of "standard", or attacks of the same norm; else
-            empty.
+            "fab-t", "square"), with the settings of "standard" (the reference leaves "apgd-ce",
+            "apgd-dlr" and "fab" at 5 restarts here), or attacks of the same norm; else empty.
 
     Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
     parameter-free attacks", ICML 2020, arXiv:2003.01690, section 5; settings of the reference
@@ -120,6 +121,13 @@ class AutoAttack(Attack):
             reasons = "; ".join(self.skipped(classes).values())
             raise ValueError(
                 f"`attacks` must hold one that {classes} classes are enough for: {reasons}"
+            )
+
+    def check_model(self, model: Classifier) -> None:
+        if self.version == "rand" and not isinstance(model, compose.EOT):
+            raise ValueError(
+                '`model` must be a jc.attacks.EOT(model, samples=20) for the version "rand", got '
+                f'{type(model).__name__}; a deterministic one is attacked with "standard"'
             )
 
     def members(self, classes: int) -> list[tuple[str, SteppedAttack]]:

@@ -147,13 +147,14 @@ class Attack(abc.ABC):
 
         Raises:
             TypeError, ValueError: for images outside [0, 1] or not finite, labels of a wrong dtype,
-                length or range, an untyped key, a model whose logits are not float32 [b, k], or
-                fewer classes than the attack needs.
+                length or range, an untyped key, a model whose logits are not float32 [b, k] or
+                that computes in another precision, or fewer classes than the attack needs.
         """
         _checks.typed_key("key", key)
         x = _checks.images("x", x)
         classes = _classifier.num_classes(model, x)
         self.check_classes(classes)
+        self.check_model(model)
         y = _checks.integers("y", y, x.shape[0], classes)
         index = jnp.arange(x.shape[0]) if index is None else index
         index = _checks.integers("index", index, x.shape[0])
@@ -182,6 +183,9 @@ class Attack(abc.ABC):
 
     def check_classes(self, classes: int) -> None:  # noqa: B027 (most attacks need no more than 2)
         """Raises ValueError if the attack cannot work with so few classes."""
+
+    def check_model(self, model: Classifier) -> None:  # noqa: B027 (most attacks take any)
+        """Raises ValueError if the attack is not made for such a model."""
 
     @abc.abstractmethod
     def members(self, classes: int) -> "list[tuple[str, SteppedAttack]]":

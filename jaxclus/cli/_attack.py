@@ -54,7 +54,7 @@ class Attack:
     """Target classes of each image (apgd-t, fab-t, mt-pgd); default 9."""
     queries: int | None = None
     """Queries of square; default 5,000."""
-    version: Literal["standard", "plus", "rand"] | None = None
+    version: Literal["standard", "plus"] | None = None
     """Version of autoattack; default standard."""
     dataset: str | None = None
     """Default: the one the run was trained on."""
@@ -64,6 +64,8 @@ class Attack:
     """Attack the first so many images; default all."""
     batch_size: int = 250
     """Finished images after which the state is saved; it also is once a minute."""
+    microbatch: int | None = None
+    """Images in one physical batch on each device; fewer need less memory."""
     examples: int = 8
     """Adversarial images to keep for the report, at the middle radius."""
     seed: int = 0
@@ -86,9 +88,10 @@ class Attack:
         key = jax.random.key(self.seed)
         with resumable(directory, self) as work:
             found = evaluation.robustness_curve(
-                key, model, adversary, images, self.eps, batch_size=self.batch_size, directory=work
-            )
-            path = directory / f"{self.attack}-{self.norm}.json"
+                key, model, adversary, images, self.eps, batch_size=self.batch_size,
+                directory=work, microbatch=self.microbatch,
+            )  # fmt: skip
+            path = directory / f"{file_name(self.attack, self.norm, self.version)}.json"
             runs.write_json(path, record(found, images, self.seed))
         middle = found[(len(found) - 1) // 2]
         save_examples(path.with_suffix(".npz"), model, middle, images, self.examples)
@@ -98,6 +101,12 @@ class Attack:
         for result in found:
             print_result(result, str(self.seed))
         print(f"written: {path}")
+
+
+def file_name(attack: str, norm: str, version: str | None) -> str:
+    """The name of the results, as "autoattack-plus-linf"."""
+    versions = [] if version in (None, "standard") else [version]
+    return "-".join([attack, *versions, norm])
 
 
 def create(name: str, ball: threat.Threat, **settings: Any) -> attacks.Attack:

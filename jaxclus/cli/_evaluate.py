@@ -9,7 +9,14 @@ import tyro
 
 from jaxclus import attacks, evaluation, runs, threat, zoo
 from jaxclus.cli._arguments import Number, artefacts, dataset_of
-from jaxclus.cli._attack import create, print_result, record, resumable, save_examples
+from jaxclus.cli._attack import (
+    create,
+    file_name,
+    print_result,
+    record,
+    resumable,
+    save_examples,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Evaluate:
     """Radius on the pixel scale [0, 1]."""
     norm: Literal["linf", "l2", "l1"] = "linf"
     """Norm of the ball."""
-    version: Literal["standard", "plus", "rand"] = "standard"
+    version: Literal["standard", "plus"] = "standard"
     """Version of AutoAttack."""
     curve: tuple[float, ...] = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
     """Radii of the curve (APGD on the cross-entropy) as multiples of eps."""
@@ -37,6 +44,8 @@ class Evaluate:
     """Seeds to repeat AutoAttack with, for the spread."""
     masking: bool = True
     """Whether to look for masked gradients and failing attacks."""
+    surrogate: Path | None = None
+    """Another model of the same images, for the checks by transfer."""
     dataset: str | None = None
     """Default: the one the run was trained on."""
     split: str = "test"
@@ -45,6 +54,8 @@ class Evaluate:
     """Attack the first so many images; default all."""
     batch_size: int = 250
     """Finished images after which the state is saved; it also is once a minute."""
+    microbatch: int | None = None
+    """Images in one physical batch on each device; fewer need less memory."""
     seed: int = 0
     """Seed of the attacks' randomness."""
     output: Path | None = None
@@ -56,30 +67,37 @@ class Evaluate:
         ball = threat.create(self.norm, self.eps)
         model = zoo.load(self.run_path)
         images = dataset_of(self.run_path, self.dataset, self.split, self.num_images)
-        key, size = jax.random.key(self.seed), self.batch_size
+        surrogate = None if self.surrogate is None else zoo.load(self.surrogate)
+        key = jax.random.key(self.seed)
+        how = {"batch_size": self.batch_size, "microbatch": self.microbatch}
         ensemble = attacks.AutoAttack(ball, self.version)
         print(f"{len(images)} images of {images.name}, split {images.split}")
         with resumable(directory / "attacks", self) as work:
             found = evaluation.robustness_over_seeds(
-                key, model, ensemble, images, self.seeds, batch_size=size, directory=work / "seeds"
+                key, model, ensemble, images, self.seeds, directory=work / "seeds", **how
             )
             first = found[0]
             print(f"clean accuracy {first.clean_accuracy:.4f}")
             for number, result in enumerate(found):
                 print_result(result, f"{self.seed}, key {number}")
+            spread = evaluation.spread(found)
             if self.seeds > 1:
-                spread = evaluation.spread(found)
                 print(
                     f"over {self.seeds} seeds: {spread.mean:.4f} +- {spread.std:.4f}, "
                     f"broken by none: {spread.worst:.4f}"
                 )
-            path = directory / "attacks" / f"autoattack-{self.norm}.json"
-            runs.write_json(path, record([first], images, self.seed))
+            path = (
+                directory / "attacks" / f"{file_name('autoattack', self.norm, self.version)}.json"
+            )
+            seeds = {
+                "seeds": [result.to_json() for result in found],
+                "spread": dataclasses.asdict(spread),
+            }
+            runs.write_json(path, record([first], images, self.seed) | seeds)
             save_examples(path.with_suffix(".npz"), model, first, images, 8)
             curve = evaluation.robustness_curve(
                 key, model, create("apgd", ball), images,
-                [factor * self.eps for factor in self.curve], batch_size=size,
-                directory=work / "curve",
+                [factor * self.eps for factor in self.curve], directory=work / "curve", **how,
             )  # fmt: skip
             for result in curve:
                 print_result(result, str(self.seed))
@@ -87,7 +105,9 @@ class Evaluate:
                 path = directory / "attacks" / f"apgd-{self.norm}.json"
                 runs.write_json(path, record(curve, images, self.seed))
             if self.masking:
-                seen = evaluation.masking(key, model, images, ball, robustness=first)
+                seen = evaluation.masking(
+                    key, model, images, ball, robustness=first, surrogate=surrogate
+                )
                 runs.write_json(directory / "masking.json", seen.to_json())
                 print(f"masking checks: {len(seen.findings)} findings")
                 for finding in seen.findings:

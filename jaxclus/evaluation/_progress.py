@@ -1,6 +1,8 @@
 """The state of an evaluation on disk: it goes on where it was stopped, or refuses to mix two."""
 
 import dataclasses
+import hashlib
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxclus import _classifier, runs
+from jaxclus import _classifier, compose, runs
 from jaxclus._classifier import Classifier
 from jaxclus._version import __version__
 from jaxclus.attacks import Attack
@@ -35,19 +37,49 @@ def identity(
     microbatch: int,
 ) -> dict[str, Any]:
     """What two evaluations must share for one to go on with the other's work, as JSON values."""
-    weights = [np.asarray(leaf) for leaf in jax.tree.leaves(model) if hasattr(leaf, "shape")]
     known = _classifier.is_pytree(model)
     return {
         "attack": describe(attack),
         "norm": attack.ball.name,
         "eps": float(attack.ball.eps),
+        "attack's arrays": _arrays(attack),
+        "attack's structure": _hash(str(jax.tree.structure(attack))),
         "seed": list(seed),
         "images": digest(data.images, data.labels),
-        "model": digest(*weights) if known else digest(logits),
+        "model": _arrays(model) if known else digest(logits),
+        "model's program": _program(model, data),
+        "passes": compose.passes(model),
+        "samples": compose.samples(model),
         "microbatch": microbatch,
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "versions": {"jaxclus": __version__, "jax": jax.__version__},
     }
+
+
+def _arrays(tree: Any) -> str:
+    return digest(*map(np.asarray, jax.tree.leaves(tree)))
+
+
+def _hash(text: str) -> str:
+    """Of a text that is the same in every process, but for the addresses of functions."""
+    return hashlib.sha256(re.sub("0x[0-9a-f]+", "", text).encode()).hexdigest()
+
+
+def _program(model: Classifier, data: Dataset) -> str:
+    """Of what the model computes, forwards and backwards, whatever its weights are."""
+
+    def forward(x: jax.Array) -> jax.Array:
+        return _classifier.single_pass(model, x)
+
+    def both(x: jax.Array) -> Any:
+        logits, pull_back = jax.vjp(forward, x)
+        return logits, pull_back(logits)
+
+    image = jax.ShapeDtypeStruct((1, *data.input_shape), np.float32)
+    try:
+        return _hash(str(jax.make_jaxpr(both)(image)))
+    except (TypeError, ValueError, NotImplementedError):  # JAX's, of a model without a gradient
+        return _hash(str(jax.make_jaxpr(forward)(image)))
 
 
 class Progress:

@@ -72,6 +72,8 @@ class Robustness:
             `microbatch` and wrong in batches of half that size, or the other way round.
         microbatch: images in one physical batch on each device.
         num_devices: number of devices.
+        passes: passes of the model behind each verdict, more than 1 for a stochastic one.
+        samples: passes of the model behind each gradient, more than 1 for an EOT.
         adversarial: the adversarial images, float32 [n, h, w, c]: for an image that was not broken
             the best candidate of a single attack, and the image itself for an ensemble.
     """
@@ -90,6 +92,8 @@ class Robustness:
     disagreements: int
     microbatch: int
     num_devices: int
+    passes: int
+    samples: int
     adversarial: np.ndarray = dataclasses.field(repr=False)
 
     @property
@@ -129,6 +133,8 @@ class Robustness:
             "disagreements": self.disagreements,
             "microbatch": self.microbatch,
             "num_devices": self.num_devices,
+            "passes": self.passes,
+            "samples": self.samples,
             "seconds": round(self.seconds, 3),
             "images_per_second": _rate(int(self.clean.sum()), self.seconds),
             "members": [member.to_json() for member in self.members],

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxclus import _checks, _classifier, parallel, runs
+from jaxclus import _checks, _classifier, compose, parallel, runs
 from jaxclus._classifier import Classifier
 from jaxclus.attacks import Attack
 from jaxclus.attacks._base import SteppedAttack
@@ -208,11 +208,14 @@ class _Evaluation:
                 f"255)), got {attack!r}"
             )
         attack.check_classes(self.logits.shape[1])
+        attack.check_model(self.model)
 
     def under(self, attack: Attack, directory: Path | None) -> Robustness:
         """The verdicts of one attack, going on from what the directory holds."""
         seed = tuple(np.asarray(jax.random.key_data(self.key)).tolist())
-        who = identity(attack, self.model, self.data, self.logits, seed, self.mesh, self.microbatch)
+        who = {} if directory is None else identity(
+            attack, self.model, self.data, self.logits, seed, self.mesh, self.microbatch
+        )  # fmt: skip
         saved = Progress.open(directory, who, self.data.images.shape)
         classes = self.logits.shape[1]
         members, broken = attack.members(classes), np.zeros(len(self.data), bool)
@@ -310,6 +313,8 @@ class _Evaluation:
             disagreements=disagreements,
             microbatch=self.microbatch,
             num_devices=self.mesh.size,
+            passes=compose.passes(self.model),
+            samples=compose.samples(self.model),
             adversarial=saved.x_adv,
         )
         saved.finish(result)

@@ -49,8 +49,8 @@ SIGNS: dict[str, Sign] = {
     "randomised": Sign(
         1e-4, "largest distance between the normalised logits of two passes", "certain",
         "Wrap the classifier in jc.Stochastic, so that every pass draws anew, and attack the mean "
-        "over draws (jc.attacks.EOT, or AutoAttack's version rand). If nothing is random in it, an "
-        "image's logits depend on its place in the batch: switch it to inference mode.",
+        "over draws (jc.attacks.EOT, and on it AutoAttack's version rand). If nothing is random in "
+        "it, an image's logits depend on its place in the batch: switch it to inference mode.",
     ),
     "softmax output": Sign(
         0.5, "1 if all rows are probabilities", "certain",

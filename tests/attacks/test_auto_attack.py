@@ -269,8 +269,24 @@ def test_rand_averages_gradients():
     x = jnp.float32(x)
     y = jnp.argmax(stochastic(KEY, x), axis=-1)
     attack = AutoAttack(Linf(0.03), version="rand")
-    plain, averaged = (
-        attack.run(KEY, model, x, y).success for model in (stochastic, EOT(stochastic, samples=20))
-    )
+    averaged = attack.run(KEY, EOT(stochastic, samples=20), x, y).success
+    members = tuple(member for _, member in attack.members(3))
+    same = AutoAttack(Linf(0.03), version="custom", attacks=members)
+    plain = same.run(KEY, stochastic, x, y).success
     assert averaged.sum() >= plain.sum() + 6, (plain.sum(), averaged.sum())
     assert np.all(averaged >= plain)
+
+
+def test_rand_takes_averaged_models_alone():
+    model, x, y = setting(3)
+    attack, stochastic = (
+        AutoAttack(Linf(0.1), version="rand"),
+        jc.Stochastic(lambda key, x: model(x)),
+    )
+    for given in (model, stochastic):
+        message = "^`model` must be a jc.attacks.EOT\\(model, samples=20\\) for the version "
+        with pytest.raises(ValueError, match=message):
+            attack.run(KEY, given, x, y)
+        with pytest.raises(ValueError, match=message):
+            attack.check_model(given)
+    AutoAttack(Linf(0.1)).check_model(model)

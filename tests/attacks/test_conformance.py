@@ -58,10 +58,14 @@ def assert_the_same(robust, texts):
     assert (robust == theirs[0])[shared].mean() >= 0.99
 
 
-def test_the_whole_chain():
-    runs = theirs("runs", "mnist_madry_tiny", "Linf")
-    found = evaluate(runs[0], (), 100)
-    assert 0.7 < found.robust_accuracy < 0.9
+@pytest.mark.parametrize(
+    "network, norm, count, between",
+    [("mnist_madry_tiny", "Linf", 100, (0.7, 0.9)), ("cifar10_cnn_a_adv4", "L2", 60, (0.2, 0.5))],
+)
+def test_the_whole_chain(network, norm, count, between):
+    runs = theirs("runs", network, norm)
+    found = evaluate(runs[0], (), count)
+    assert between[0] < found.robust_accuracy < between[1]
     names = [link["attack"] for link in runs[0]["chain"]]
     assert [member.name for member in found.members] == names
     for number, member in enumerate(found.members):

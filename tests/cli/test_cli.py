@@ -13,6 +13,7 @@ import jaxclus as jc
 from jaxclus import cli
 from jaxclus.attacks import ATTACKS
 from jaxclus.cli._attack import Attack
+from jaxclus.evaluation._progress import Progress
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,17 +77,47 @@ def test_attack_writes_a_curve_with_everything_a_figure_needs(runs):
 
 def test_evaluate_judges_in_one_command(runs, tmp_path, capfd):
     words = ["evaluate", str(runs[0]), "--eps", "0.1", "--num-images", "10", "--curve", "1", "9"]
+    words += ["--seeds", "2", "--microbatch", "16", "--surrogate", str(runs[1])]
     assert cli.main([*words, "--output", str(tmp_path)]) == 0
     out = capfd.readouterr().out
     assert "AutoAttack(version=standard)" in out and "after square" in out
+    assert "over 2 seeds: " in out
     assert "masking checks: " in out
     found = json.loads((tmp_path / "attacks" / "autoattack-linf.json").read_text())
     members = [member["name"] for member in found["curve"][0]["members"]]
     assert members == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert found["curve"][0]["microbatch"] == 16
+    seeds = found["seeds"]
+    assert seeds[0] == found["curve"][0] and seeds[0]["seed"] != seeds[1]["seed"]
+    mean = sum(each["robust_accuracy"] for each in seeds) / 2
+    assert found["spread"]["mean"] == pytest.approx(mean)
     curve = json.loads((tmp_path / "attacks" / "apgd-linf.json").read_text())["curve"]
     assert [point["eps"] for point in curve] == pytest.approx([0.1, 0.9])
     assert curve[1]["robust_accuracy"] == 0
-    assert json.loads((tmp_path / "masking.json").read_text())["num_images"] > 0
+    masking = json.loads((tmp_path / "masking.json").read_text())
+    assert masking["num_images"] > 0 and masking["not_run"] == {}
+    assert not list((tmp_path / "attacks").glob(".unfinished*"))
+
+
+def test_an_attack_that_was_stopped_goes_on(runs, tmp_path, monkeypatch):
+    words = ["attack", str(runs[0]), "--eps", "0.1", "--attack", "autoattack", "--version", "plus"]
+    words += ["--num-images", "12", "--microbatch", "16", "--output", str(tmp_path)]
+    write, done = Progress.finish_member, []
+
+    def stopped(progress, result):
+        write(progress, result)
+        done.append(result.name)
+        if done == ["apgd-ce", "apgd-dlr"]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "finish_member", stopped)
+    assert cli.main(words) == 130
+    assert len(list((tmp_path / "attacks").glob(".unfinished*"))) == 1
+    assert cli.main(words) == 0
+    assert done == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
+    found = json.loads((tmp_path / "attacks" / "autoattack-plus-linf.json").read_text())
+    assert [member["name"] for member in found["curve"][0]["members"]] == done
+    assert found["attack"] == "AutoAttack(version=plus)"
     assert not list((tmp_path / "attacks").glob(".unfinished*"))
 
 

@@ -164,6 +164,89 @@ def test_another_evaluations_directory_is_refused(model, data, tmp_path, changes
     assert (tmp_path / "evaluation.json").read_bytes() == before
 
 
+def forth(x):
+    return jnp.round(16 * x) / 16
+
+
+def noisy(weights, key, x):
+    return weights(x + 0.02 * jax.random.normal(key, x.shape))
+
+
+def other_models(weights):
+    """Pairs of models with the same weights, and what tells them apart."""
+    chain, noise = jc.Chain, jax.tree_util.Partial(noisy, weights)
+    identity, double = (jc.attacks.BPDA(forth, back) for back in (lambda x: x, lambda x: 2 * x))
+    return {
+        "program": (weights, chain(jax.tree_util.Partial(forth), weights), "model's program"),
+        "backwards": (chain(identity, weights), chain(double, weights), "model's program"),
+        "hidden": (lambda x: weights(x), lambda x: 2 * weights(x), "model"),
+        "passes": (jc.Stochastic(noise, 3), jc.Stochastic(noise, 5), "passes"),
+        "samples": (
+            *(jc.attacks.EOT(jc.Stochastic(noise, 3), samples) for samples in (2, 4)),
+            "samples",
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", ["program", "backwards", "hidden", "passes", "samples"])
+def test_another_models_directory_is_refused_though_its_weights_are_the_same(
+    model, data, tmp_path, case
+):
+    one, other, name = other_models(model)[case]
+    fixed = {"data": data.take(3), "directory": tmp_path, "devices": ONE, "progress": False}
+    single = attacks.FGSM(jc.Linf(0.05))
+    found = robustness(KEY, one, single, **fixed)
+    assert robustness(KEY, other_models(model)[case][0], single, **fixed).seed == found.seed
+    with pytest.raises(ValueError, match=f"`directory` must .* one of {name} "):
+        robustness(KEY, other, single, **fixed)
+
+
+def test_a_transfer_from_another_sources_directory_is_refused(model, data, tmp_path):
+    fixed = {"data": data.take(3), "directory": tmp_path, "devices": ONE, "progress": False}
+    crafted = attacks.FGSM(jc.Linf(0.05))
+    robustness(KEY, model, attacks.Transfer(crafted, model), **fixed)
+    other = jax.tree.map(lambda leaf: 1.01 * leaf, model)
+    with pytest.raises(ValueError, match="`directory` must .* one of attack's arrays "):
+        robustness(KEY, model, attacks.Transfer(crafted, other), **fixed)
+
+
+def test_a_directory_serves_a_model_without_a_gradient(model, data, tmp_path):
+    def outside(x):
+        shape = jax.ShapeDtypeStruct((x.shape[0], 10), jnp.float32)
+        return jax.pure_callback(lambda x: np.asarray(model(jnp.asarray(x))), shape, x)
+
+    fixed = {"data": data.take(3), "directory": tmp_path, "devices": ONE, "progress": False}
+    search = attacks.Square(jc.Linf(0.05), queries=3)
+    found = robustness(KEY, outside, search, **fixed)
+    assert_same(robustness(KEY, outside, search, **fixed), found)
+
+
+def test_verdicts_that_depend_on_the_size_of_the_batch_are_counted(data, model):
+    """A model whose logits are turned over for the brighter images, in batches of 4 alone."""
+
+    def moody(x):
+        bright = x.mean(axis=(1, 2, 3), keepdims=False)[:, None] > 0.3
+        return jnp.where(bright & (x.shape[0] == 4), -model(x), model(x))
+
+    few = data.take(20)
+    found = robustness(
+        KEY, moody, attacks.FGSM(jc.Linf(1e-6)), few, microbatch=8, devices=ONE, progress=False
+    )
+    x = jc.data.to_float(few.images)
+    bright = np.asarray(x.mean(axis=(1, 2, 3)) > 0.3)
+    right = np.argmax(model(x), axis=1) == few.labels
+    assert 0 < found.disagreements == (bright & right).sum() < right.sum()
+    assert found.robust.sum() == right.sum()
+
+
+def test_the_report_says_how_many_passes_a_random_model_took(data, model):
+    random = jc.attacks.EOT(jc.Stochastic(jax.tree_util.Partial(noisy, model), 3), samples=2)
+    attack = attacks.APGD(jc.Linf(0.03), steps=2)
+    found = robustness(KEY, random, attack, data.take(4), devices=ONE, progress=False).to_json()
+    assert (found["passes"], found["samples"]) == (3, 2)
+    assert found["members"][0]["gradient"] % 2 == 0
+
+
 @pytest.mark.parametrize(
     "single",
     [

@@ -286,6 +286,10 @@ def _half(weight, x):
         ({"key": jnp.zeros(2, jnp.uint32)}, "`key` must be a typed key"),
         ({"model": 3}, "`model`"),
         ({"model": jax.tree_util.Partial(_half, jnp.ones((9, 2)))}, "float32 logits .* bfloat16"),
+        (
+            {"model": jc.models.create("cnn", 2, (3, 3, 1), KEY, dtype="bfloat16", widths=(4,))},
+            r"`model` must compute in float32 .* made in bfloat16: .* TrainingConfig\(",
+        ),
         ({"model": jax.tree_util.Partial(_linear, jnp.ones((9, 1)))}, "at least 2 classes"),
         (
             {"data": jc.data.Dataset(np.zeros((1, 3, 3, 1), np.uint8), np.array([2]))},
