@@ -42,7 +42,7 @@ from benchmarks import reference_networks
 from jaxclus import runs
 
 #: File, data set, norm and eps.
-NETWORKS_L1 = (("cifar10_cnn_a_adv4", "cifar10", "l1", 6.0),)
+NETWORKS_L1 = (("cifar10_cnn_a_adv4", "cifar10", "l1", 4.0),)
 NETWORKS = (
     ("mnist_madry_tiny", "mnist", "linf", 0.3),
     ("cifar10_cnn_a_adv4", "cifar10", "linf", 8 / 255),

@@ -70,7 +70,8 @@ def robustness(
         batch_size: number of finished images after which the state is saved (it also is once a
             minute), at least 1; no verdict depends on it.
         directory: where to keep the state, the adversarial images and the report; an evaluation
-            that was stopped goes on from there, one that was finished is read. None keeps nothing.
+            that was stopped goes on from there, one that was finished is read. Losses given as
+            functions are told apart by their names alone. None keeps nothing.
         microbatch: images in one physical batch on each device, at least 1; default 288 on CPUs,
             512 on accelerators. Fewer need less memory. Rounding, and with it the verdict of an
             image in a thousand, can depend on it.
