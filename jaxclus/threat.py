@@ -136,6 +136,33 @@ def _(primals, tangents):
     return jax.jvp(lambda v: jnp.abs(v).reshape(v.shape[0], -1).max(axis=1), primals, tangents)
 
 
+def kth_largest(values: jax.Array, k: jax.Array) -> jax.Array:
+    """The k-th largest of each image's values, none of which is negative.
+
+    Floats without a sign are ordered as their bits are, so that counting gives the answer's bits,
+    the highest first. XLA's CPU backend takes 50 times as long to sort 3,072 values.
+
+    Args:
+        values: floating point [b, ...].
+        k: integers [b], from 1 to the number of an image's values.
+
+    Returns:
+        One value for each image [b].
+    """
+    width = jnp.finfo(values.dtype).bits
+    integer = jnp.dtype(f"int{width}")
+    bits = jax.lax.bitcast_convert_type(values, integer)
+
+    def add(number: jax.Array, found: jax.Array) -> jax.Array:
+        bit = jnp.left_shift(jnp.ones((), integer), (width - 2 - number).astype(integer))
+        larger = bits >= _per_image(found | bit, bits)
+        enough = larger.sum(axis=tuple(range(1, bits.ndim))) >= k
+        return jnp.where(enough, found | bit, found)
+
+    found = jax.lax.fori_loop(0, width - 1, add, jnp.zeros(k.shape, integer))
+    return jax.lax.bitcast_convert_type(found, values.dtype)
+
+
 def _clip_to_box(delta: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.clip(delta, min=-x, max=1 - x)
 
@@ -298,10 +325,10 @@ class L1(Threat):
         """
         if x is not None:
             grad = jnp.where((grad > 0) & (x >= 1) | (grad < 0) & (x <= 0), 0.0, grad)
-        flat = jnp.abs(grad).reshape(grad.shape[0], -1)
-        count = max(1, round(0.01 * flat.shape[1]))
-        threshold = jax.lax.top_k(flat, count)[0][:, -1]
-        chosen = jnp.where(jnp.abs(grad) >= _per_image(threshold, grad), jnp.sign(grad), 0.0)
+        size = jnp.abs(grad)
+        count = max(1, round(0.01 * math.prod(size.shape[1:])))
+        threshold = kth_largest(size, jnp.full(size.shape[:1], count))
+        chosen = jnp.where(size >= _per_image(threshold, size), jnp.sign(grad), 0.0)
         return chosen / _per_image(jnp.maximum(self.norm(chosen), 1.0), grad)
 
     def _uniform(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -452,3 +452,20 @@ def test_largest_entry_of_each_image():
     np.testing.assert_array_equal(jax.vmap(threat._largest)(v[:, None])[:, 0], plain(v))
     for transform in (jax.jacfwd, jax.jacrev):
         np.testing.assert_array_equal(transform(threat._largest)(v[:2]), transform(plain)(v[:2]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_kth_largest_is_that_of_sorting(dtype):
+    rng = np.random.default_rng(0)
+    values = np.abs(rng.normal(size=(6, 5, 4, 3))).astype(dtype)
+    values[1] = values[1].round(1)  # ties
+    values[2, :4] = 0.0
+    values[3] *= np.finfo(dtype).tiny / 100  # below the normal numbers
+    values[4, 0, 0, 0] = np.inf
+    values[5] = 0.0
+    ordered = -np.sort(-values.reshape(6, -1), axis=1)
+    for k in ([1] * 6, [60] * 6, [7, 8, 9, 1, 2, 30], [59, 31, 12, 45, 60, 1]):
+        with jax.enable_x64(dtype == np.float64):
+            found = jax.jit(threat.kth_largest)(values, jnp.array(k))
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, ordered[np.arange(6), np.array(k) - 1])

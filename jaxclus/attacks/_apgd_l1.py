@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxclus.attacks._base import Images
 from jaxclus.attacks._gradient import Evaluation
 from jaxclus.attacks._search import select
-from jaxclus.threat import L1
+from jaxclus.threat import L1, kth_largest
 
 _RADII = (3, 2, 1)
 
@@ -148,8 +148,7 @@ def _scaled(threat: L1, factor: jax.Array) -> L1:
 def _sparse_sign(gradient: jax.Array, share: jax.Array) -> jax.Array:
     """The sign of the gradient where its size is among the largest `share` [b], else 0."""
     sizes = jnp.abs(gradient)
-    ordered = jnp.sort(sizes.reshape(len(share), -1), axis=1)
-    n = ordered.shape[1]
-    place = jnp.clip(((1 - share) * n).astype(jnp.int32), min=0, max=n - 1)
-    smallest = jnp.take_along_axis(ordered, place[:, None], axis=1)[:, :, None, None]
-    return jnp.where(sizes >= smallest, jnp.sign(gradient), 0.0)
+    n = math.prod(sizes.shape[1:])
+    smaller = jnp.clip(((1 - share) * n).astype(jnp.int32), min=0, max=n - 1)
+    threshold = kth_largest(sizes, n - smaller)[:, None, None, None]
+    return jnp.where(sizes >= threshold, jnp.sign(gradient), 0.0)
