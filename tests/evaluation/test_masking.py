@@ -356,7 +356,7 @@ def chain(*counts, names=("apgd-ce", "apgd-t", "square", "fab-t")):
     robust, ones = members[-1].robust, np.ones(1000, bool)
     return Robustness(
         AutoAttack(BALL), "", "", (0,), ones, robust, np.zeros(1000), 0.0, 1.0, members, {},
-        0, 1, 1, np.zeros((1000, 1, 1, 1)),
+        0, 1, 1, 1, 1, np.zeros((1000, 1, 1, 1)),
     )  # fmt: skip
 
 
