@@ -147,3 +147,5 @@ def test_bad_options():
         autoattack.Benchmark()
     with pytest.raises(ValueError, match="`only` must hold names of .*'mnist_madry_tiny'"):
         autoattack.Benchmark(resnet18=True, only=("nothing",))
+    with pytest.raises(ValueError, match=r"`only` must hold names of \['cifar10_cnn_a_adv4'\]"):
+        autoattack.Benchmark(resnet18=True, l1=True, only=("mnist_madry_tiny",))
