@@ -91,11 +91,7 @@ def clustering_score(C: ArrayLike, groups: Sequence[Any] | ArrayLike) -> Cluster
     distances = distance_matrix(C)
     ids = group_ids(groups, len(distances))
     sizes = tuple(np.bincount(ids).tolist())
-    if len(sizes) < 2 or max(sizes) < 2:
-        raise ValueError(
-            "`groups` must be at least two, one of them with at least two classes, "
-            f"got groups of {', '.join(map(str, sizes))}"
-        )
+    check_pairs(sizes)
     correlations = 1 - distances
     upper = np.triu_indices(len(ids), k=1)
     pairs, same = correlations[upper], (ids[:, None] == ids[None, :])[upper]
@@ -138,7 +134,7 @@ def group_ids(groups: Sequence[Any] | ArrayLike, num_classes: int) -> Int[np.nda
         ValueError: there are not k ids; or a named group is empty, or a class is in no group, in
             two, or out of range.
     """
-    if isinstance(groups, Sequence) and any(isinstance(g, Sequence) for g in groups):
+    if _are_named(groups):
         return _named_ids(groups, num_classes)
     ids = np.asarray(groups)
     if ids.shape != (num_classes,):
@@ -149,6 +145,27 @@ def group_ids(groups: Sequence[Any] | ArrayLike, num_classes: int) -> Int[np.nda
     if not np.issubdtype(ids.dtype, np.integer):
         raise TypeError(f"`groups` must be integer group ids, got dtype {ids.dtype}")
     return np.unique(ids, return_inverse=True)[1]
+
+
+def check_pairs(sizes: Sequence[int]) -> None:
+    """Raises unless groups of these sizes have pairs of classes both within and between them."""
+    if len(sizes) < 2 or max(sizes) < 2:
+        raise ValueError(
+            "`groups` must be at least two, one of them with at least two classes, "
+            f"got groups of {', '.join(map(str, sizes))}"
+        )
+
+
+def count_classes(groups: Any) -> int:
+    """The number of classes that groups are about, for either form in which they are given."""
+    if not _are_named(groups):
+        return np.size(groups)
+    # Malformed groups count as something; `group_ids` says what is wrong with them.
+    return sum(np.size(g[-1]) if isinstance(g, Sequence) and g else 1 for g in groups)
+
+
+def _are_named(groups):
+    return isinstance(groups, Sequence) and any(isinstance(g, Sequence) for g in groups)
 
 
 def _named_ids(groups, num_classes):

@@ -97,12 +97,13 @@ def fit(
         objective=objective,
         config=config,
         augmentation=augmentation or default_augmentation(data.name),
-        steps_per_epoch=len(data) // config.batch_size,
+        steps_per_epoch=len(data) // config.batch_size * objective.steps_per_batch,
         mesh=mesh,
     )
     placed = jax.device_put((data.images, data.labels), parallel.replicated(mesh))
+    start = nnx.view(model, use_running_average=True, raise_if_not_found=False)
     keys = _Keys(*jax.device_put(jax.random.split(key, 4), parallel.replicated(mesh)))
-    objective_state = objective.init(keys.objective, *placed)
+    objective_state = objective.init(keys.objective, start, *placed, config.batch_size)
     trainer = _Trainer(program, keys, placed, validation, Log(directory), directory)
     trainer.meta = _meta(program, model, data, validation, key)
     state = trainer.start(_step.weights_of(model), objective_state)

@@ -147,39 +147,48 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One step: batch, augmentation, objective, update.
 
-    All randomness comes from key, step and number of the image, so that a resumed run continues
-    bit for bit and the device count does not matter.
+    All randomness comes from key, number of the batch and number of the image, so that a resumed
+    run continues bit for bit and the device count does not matter.
     """
     config, objective = program.config, program.objective
-    batch_key, step_key = jax.random.split(jax.random.fold_in(key, state.step))
-    index = objective.batch(batch_key, state.step, state.objective, config.batch_size)
+    number = state.step // objective.steps_per_batch
+    batch_key, image_key = jax.random.split(jax.random.fold_in(key, number))
+    index = objective.batch(batch_key, number, state.objective, config.batch_size)
     if index is None:
-        start = state.step % program.steps_per_epoch * config.batch_size
+        batches_per_epoch = program.steps_per_epoch // objective.steps_per_batch
+        start = number % batches_per_epoch * config.batch_size
         index = jax.lax.dynamic_slice(order, (start,), (config.batch_size,))
     index = jax.lax.with_sharding_constraint(index, parallel.over_batch(program.mesh))
-    keys = jax.vmap(partial(jax.random.split, num=2))(image_keys(step_key, index))
+    keys = jax.vmap(partial(jax.random.split, num=2))(image_keys(image_key, index))
     x = program.augmentation(keys[:, 0], to_float(images[index]))
     y = labels[index]
+    x_adv = objective.perturb(keys[:, 1], program.model(state.weights), x, y, state.objective)
 
-    def loss(params):
-        train = nnx.merge(program.train, params, state.weights["stats"])
-        fixed = jax.lax.stop_gradient(params)
-        frozen = nnx.merge(program.evaluate, fixed, state.weights["stats"])
-        value, metrics = objective.loss(
-            TrainingModel(train, frozen), x, y, keys[:, 1], state.objective
-        )
-        return value, (metrics, nnx.to_pure_dict(nnx.state(train, nnx.BatchStat)))
+    def loss(params, x_adv):
+        model = TrainingModel(program.train, params, state.weights["stats"])
+        found = objective.loss(model, x, x_adv, y, keys[:, 1], state.objective)
+        return found.loss, (found.metrics, model.stats)
 
     params = state.weights["params"]
-    (value, (metrics, stats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    x_adv = jax.lax.stop_gradient(x_adv)
+    of_both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    (value, (metrics, stats)), (grads, image_grads) = of_both(params, x_adv)
+    objective_state = objective.update(state.objective, x, x_adv, image_grads)
     transform = optimizer(config, program.steps_per_epoch)
     updates, opt_state = transform.update(grads, state.opt_state, params)
     weights = {"params": optax.apply_updates(params, updates), "stats": stats}
     average = state.average
     if average is not None and config.ema_decay is not None:
         average = optax.incremental_update(weights, average, 1 - config.ema_decay)
-    state = dataclasses.replace(
-        state, step=state.step + 1, weights=weights, opt_state=opt_state, average=average
+    state = TrainState(
+        step=state.step + 1,
+        weights=weights,
+        opt_state=opt_state,
+        average=average,
+        objective=jax.lax.with_sharding_constraint(
+            objective_state, parallel.replicated(program.mesh)
+        ),
+        best=state.best,
     )
     return state, metrics | {"loss": value}
 

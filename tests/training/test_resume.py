@@ -16,7 +16,7 @@ from training_problems import ONE, PLAIN_SGD, Memory, assert_same_weights, one_i
 
 import jaxclus as jc
 from jaxclus.training import Checkpoints, CorruptCheckpointError, Preempted, _fit, fit
-from jaxclus.training.objectives import Objective
+from jaxclus.training.objectives import Objective, Outcome
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +187,9 @@ def test_sigterm_at_the_end_of_an_epoch(tmp_path):
 
 @dataclasses.dataclass(frozen=True)
 class _Terminate(Objective):
-    def loss(self, model, x, y, keys, state):
-        return jnp.take_along_axis(model(x), y[:, None], axis=1).sum(), {}
+    def loss(self, model, x, x_adv, y, keys, state):
+        logits = model(x)
+        return Outcome(jnp.take_along_axis(logits, y[:, None], axis=1).sum(), logits, {})
 
     def refresh(self, model, images, labels, state):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -199,7 +200,7 @@ class _Terminate(Objective):
 class Counting(Objective):
     """State through every hook: the epoch chooses the images, and refresh keeps the model."""
 
-    def init(self, key, images, labels):
+    def init(self, key, model, images, labels, batch_size):
         return {
             "epoch": jnp.int32(0),
             "key": key,
@@ -211,9 +212,11 @@ class Counting(Objective):
         # The first half of the images in even epochs, the second in odd ones.
         return jnp.arange(size) + size * (state["epoch"] % 2)
 
-    def loss(self, model, x, y, keys, state):
-        own = jnp.take_along_axis(model(x), y[:, None], axis=1).sum()
-        return own, {"epoch_of_state": state["epoch"], "draw": jax.random.uniform(state["key"])}
+    def loss(self, model, x, x_adv, y, keys, state):
+        logits = model(x)
+        own = jnp.take_along_axis(logits, y[:, None], axis=1).sum()
+        metrics = {"epoch_of_state": state["epoch"], "draw": jax.random.uniform(state["key"])}
+        return Outcome(own, logits, metrics)
 
     def refresh(self, model, images, labels, state):
         # On the host and from arrays of the trainer, as an objective may.

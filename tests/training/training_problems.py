@@ -9,7 +9,7 @@ from flax import nnx
 
 import jaxclus as jc
 from jaxclus.training import TrainingConfig
-from jaxclus.training.objectives import Objective
+from jaxclus.training.objectives import Objective, Outcome
 
 ONE = jax.devices()[:1]
 
@@ -67,9 +67,10 @@ class Memorise(Objective):
     def batch(self, key, step, state, size):
         return None if self.order is None else jnp.array(self.order)
 
-    def loss(self, model, x, y, keys, state):
-        own = jnp.take_along_axis(model(x), y[:, None], axis=1)
-        return own.sum(), {"first": y[0].astype(jnp.float32)}
+    def loss(self, model, x, x_adv, y, keys, state):
+        logits = model(x)
+        own = jnp.take_along_axis(logits, y[:, None], axis=1)
+        return Outcome(own.sum(), logits, {"first": y[0].astype(jnp.float32)})
 
 
 # One step takes away the image itself.

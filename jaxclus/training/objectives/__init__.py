@@ -1,14 +1,35 @@
 """Training objectives: what `jc.training.fit` minimises."""
 
-from jaxclus.training.objectives._adversarial import Adversarial
-from jaxclus.training.objectives._base import Metrics, Objective, TrainingModel
-from jaxclus.training.objectives._standard import Standard, mean_cross_entropy
+from jaxclus.training.objectives._adversarial import (
+    Adversarial,
+    FastAdversarial,
+    FreeAdversarial,
+)
+from jaxclus.training.objectives._base import (
+    Metrics,
+    Objective,
+    Outcome,
+    TrainingModel,
+    mean_cross_entropy,
+)
+from jaxclus.training.objectives._clustering import LogitClustering, WeightClustering
+from jaxclus.training.objectives._consistency import MART, TRADES
+from jaxclus.training.objectives._standard import Standard
+from jaxclus.training.objectives._weight_perturbation import AWP
 
 __all__ = [
+    "AWP",
+    "MART",
+    "TRADES",
     "Adversarial",
+    "FastAdversarial",
+    "FreeAdversarial",
+    "LogitClustering",
     "Metrics",
     "Objective",
+    "Outcome",
     "Standard",
     "TrainingModel",
+    "WeightClustering",
     "mean_cross_entropy",
 ]

@@ -1,69 +1,156 @@
 """What every training objective offers the trainer."""
 
-import abc
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from jaxclus import losses
+from jaxclus._classifier import Classifier
 from jaxclus.attacks import Attack
 
 Metrics = dict[str, jax.Array]
 
 
-class TrainingModel:
-    """A network inside a training step: called, it trains; `frozen`, it is a classifier.
+class Outcome(NamedTuple):
+    """What an objective finds on one batch.
 
-    Calling it runs in train mode (batch statistics are used, and their running averages updated).
-    `frozen` is the same weights in eval mode: attacks see it, and leave the statistics alone.
+    Attributes:
+        loss: what is minimised, a scalar.
+        logits: of the images that the update sees, the adversarial ones where there are any
+            [b, k]; what objectives around this one act on.
+        metrics: scalars to log; the trainer adds "loss".
     """
 
-    def __init__(self, train: nnx.Module, frozen: nnx.Module):
-        self._train = train
-        self.frozen = frozen
+    loss: jax.Array
+    logits: jax.Array
+    metrics: Metrics
+
+
+class TrainingModel:
+    """A network in train mode inside a training step.
+
+    Calling it uses the batch's statistics and updates the running ones, which the step keeps.
+    """
+
+    def __init__(self, graph: Any, params: Any, stats: Any):
+        self._graph = graph
+        self.network: Any = nnx.merge(graph, params, stats)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits [b, k] in train mode."""
-        return self._train(x)  # pyright: ignore[reportCallIssue]
+        return self.network(x)
 
     def features(self, x: jax.Array) -> jax.Array:
         """Embeddings [b, d] in train mode."""
-        return self._train.features(x)  # pyright: ignore[reportAttributeAccessIssue]
+        return self.network.features(x)
+
+    @property
+    def params(self) -> Any:
+        """The parameters, nested dicts of arrays."""
+        return nnx.to_pure_dict(nnx.state(self.network, nnx.Param))
+
+    @property
+    def stats(self) -> Any:
+        """The running statistics as they are now, nested dicts of arrays."""
+        return nnx.to_pure_dict(nnx.state(self.network, nnx.BatchStat))
+
+    def at(self, params: Any) -> "TrainingModel":
+        """A copy with other parameters, which updates statistics of its own."""
+        return TrainingModel(self._graph, params, self.stats)
+
+    def shift(self, by: Any) -> None:
+        """Adds to the parameters for the rest of this step; the update is made to those before."""
+        moved = jax.tree.map(jnp.add, self.params, by)
+        self.network = nnx.merge(self._graph, moved, self.stats)
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective(abc.ABC):
-    """What is minimised; a frozen, hashable dataclass.
+class Objective:
+    """What is minimised: min_w mean_i loss(f_w, x_i, x_adv_i, y_i); a frozen, hashable dataclass.
 
-    Only `loss` must be given. An objective with state (class centres, a sampler's queue) makes it
-    in `init`, may read it everywhere, renews it in `refresh`, and finds it again after a resume.
+    `perturb` is the inner maximisation, x_adv; `loss` the outer minimisation. By default there is
+    no adversary, and the loss is the mean cross-entropy at x_adv. An objective with state (class
+    centres, a sampler's queue) makes it in `init`, may read it everywhere, renews it in `update`
+    and `refresh`, and finds it again after a resume.
     """
 
-    @abc.abstractmethod
-    def loss(
-        self, model: TrainingModel, x: jax.Array, y: jax.Array, keys: jax.Array, state: Any
-    ) -> tuple[jax.Array, Metrics]:
-        """The loss to minimise and what to log.
+    @property
+    def steps_per_batch(self) -> int:
+        """How many consecutive steps see the same images, augmented alike."""
+        return 1
+
+    def init(
+        self,
+        key: jax.Array,
+        model: nnx.Module,
+        images: jax.Array,
+        labels: jax.Array,
+        batch_size: int,
+    ) -> Any:
+        """The first state, a pytree of arrays.
 
         Args:
-            model: the network; see `TrainingModel`.
-            x: augmented images, float32 [b, h, w, c] in [0, 1].
-            y: labels, int32 [b].
-            keys: typed keys [b], one for each image, new in every step.
-            state: the objective's state.
-
-        Returns:
-            The loss, a scalar, which is logged as "loss", and further metrics, a dict of scalars.
+            key: a typed key.
+            model: the network before training, in eval mode.
+            images: the training set, uint8 [n, h, w, c].
+            labels: int32 [n].
+            batch_size: b, images in a step.
         """
-
-    def init(self, key: jax.Array, images: jax.Array, labels: jax.Array) -> Any:
-        """The first state, a pytree of arrays, from the training set (uint8 images)."""
         return ()
 
     def batch(self, key: jax.Array, step: jax.Array, state: Any, size: int) -> jax.Array | None:
         """Indices [size] of the step's images, or None for shuffled epochs."""
         return None
+
+    def perturb(
+        self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array, state: Any
+    ) -> jax.Array:
+        """The images that the loss sees beside x, x_adv [b, h, w, c]; no gradient flows through.
+
+        Args:
+            keys: typed keys [b], one for each image, new with every batch.
+            model: the network in eval mode, whose statistics stay as they are.
+            x: augmented images, float32 [b, h, w, c] in [0, 1].
+            y: labels, int32 [b].
+            state: the objective's state.
+        """
+        return x
+
+    def loss(
+        self,
+        model: TrainingModel,
+        x: jax.Array,
+        x_adv: jax.Array,
+        y: jax.Array,
+        keys: jax.Array,
+        state: Any,
+    ) -> Outcome:
+        """The loss to minimise and what to log.
+
+        Args:
+            model: the network in train mode; see `TrainingModel`.
+            x: augmented images, float32 [b, h, w, c] in [0, 1].
+            x_adv: what `perturb` made of them.
+            y: labels, int32 [b].
+            keys: the keys that `perturb` had [b].
+            state: the objective's state.
+        """
+        return mean_cross_entropy(model(x_adv), y)
+
+    def update(self, state: Any, x: jax.Array, x_adv: jax.Array, gradient: jax.Array) -> Any:
+        """The state after a step.
+
+        Args:
+            state: the state before.
+            x: the step's images.
+            x_adv: what `perturb` made of them.
+            gradient: of the loss with respect to x_adv. It comes out of the same backward pass as
+                the weights' gradient; where nobody reads it, the compiler leaves it out.
+        """
+        return state
 
     def refresh(self, model: nnx.Module, images: jax.Array, labels: jax.Array, state: Any) -> Any:
         """The state after an epoch; `model` is in eval mode."""
@@ -72,3 +159,13 @@ class Objective(abc.ABC):
     def validation_attack(self) -> Attack | None:
         """The attack under which a held-out split is judged, or None for clean accuracy."""
         return None
+
+
+def mean_cross_entropy(logits: jax.Array, y: jax.Array) -> Outcome:
+    """Mean cross-entropy, with the accuracy on these images as a metric."""
+    return Outcome(losses.cross_entropy(logits, y).mean(), logits, accuracy(logits, y))
+
+
+def accuracy(logits: jax.Array, y: jax.Array) -> Metrics:
+    """The share of right predictions, as a metric."""
+    return {"accuracy": (jnp.argmax(logits, axis=-1) == y).mean(dtype=jnp.float32)}
