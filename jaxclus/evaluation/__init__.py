@@ -6,9 +6,9 @@ from jaxclus.evaluation._clustering_effect import (
     clustering_effect,
 )
 from jaxclus.evaluation._masking import Masking, masking
+from jaxclus.evaluation._predict import MICROBATCH
 from jaxclus.evaluation._result import MemberResult, Robustness, Spread, describe, spread
 from jaxclus.evaluation._robustness import (
-    MICROBATCH,
     correct,
     robustness,
     robustness_curve,
