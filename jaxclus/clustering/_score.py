@@ -132,7 +132,7 @@ def group_ids(groups: Sequence[Any] | ArrayLike, num_classes: int) -> Int[np.nda
         ValueError: there are not k ids; or a named group is empty, or a class is in no group, in
             two, or out of range.
     """
-    if isinstance(groups, Sequence) and any(isinstance(g, Sequence) for g in groups):
+    if named(groups):
         return _named_ids(groups, num_classes)
     ids = np.asarray(groups)
     if ids.shape != (num_classes,):
@@ -143,6 +143,11 @@ def group_ids(groups: Sequence[Any] | ArrayLike, num_classes: int) -> Int[np.nda
     if not np.issubdtype(ids.dtype, np.integer):
         raise TypeError(f"`groups` must be integer group ids, got dtype {ids.dtype}")
     return np.unique(ids, return_inverse=True)[1]
+
+
+def named(groups: Any) -> bool:
+    """Whether the groups come as names with their classes."""
+    return isinstance(groups, Sequence) and any(isinstance(g, Sequence) for g in groups)
 
 
 def _named_ids(groups, num_classes):

@@ -15,6 +15,8 @@ from jaxclus.evaluation._robustness import (
     robustness_over_seeds,
 )
 from jaxclus.evaluation._signs import SIGNS, Sign
+from jaxclus.evaluation._success_pattern import SuccessPattern, success_pattern
+from jaxclus.evaluation._superclass import SuperclassAccuracy, superclass_accuracy
 
 __all__ = [
     "MICROBATCH",
@@ -26,6 +28,8 @@ __all__ = [
     "Robustness",
     "Sign",
     "Spread",
+    "SuccessPattern",
+    "SuperclassAccuracy",
     "clustering_effect",
     "correct",
     "describe",
@@ -34,4 +38,6 @@ __all__ = [
     "robustness_curve",
     "robustness_over_seeds",
     "spread",
+    "success_pattern",
+    "superclass_accuracy",
 ]
