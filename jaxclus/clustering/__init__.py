@@ -10,12 +10,7 @@ from jaxclus.clustering._correlation import correlation, filter_correlation
 from jaxclus.clustering._feature_distance import PUBLISHED_COUNT, feature_distance
 from jaxclus.clustering._hierarchy import Hierarchy, hierarchy
 from jaxclus.clustering._regularisers import within_group_spread, within_minus_between
-from jaxclus.clustering._score import (
-    ClusteringScore,
-    clustering_score,
-    count_classes,
-    group_ids,
-)
+from jaxclus.clustering._score import ClusteringScore, clustering_score, group_ids
 
 __all__ = [
     "PUBLISHED_COUNT",
@@ -23,7 +18,6 @@ __all__ = [
     "Hierarchy",
     "clustering_score",
     "correlation",
-    "count_classes",
     "feature_distance",
     "filter_correlation",
     "group_ids",

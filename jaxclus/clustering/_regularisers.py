@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxclus.clustering._score import check_pairs, group_ids
+from jaxclus.clustering._score import group_ids, scored_ids
 
 
 def within_group_spread(
@@ -53,8 +53,7 @@ def within_minus_between(
     Raises:
         TypeError, ValueError: `groups` are no such groups of k classes.
     """
-    ids = group_ids(groups, C.shape[-1])
-    check_pairs(np.bincount(ids).tolist())
+    ids = scored_ids(groups, C.shape[-1])
     pairs = np.triu(np.ones(C.shape, bool), k=1)
     within = pairs & (ids[:, None] == ids[None, :])
     between = pairs & ~within

@@ -1,9 +1,6 @@
 """How well given groups of classes stand out in a correlation matrix, against chance."""
 
 import dataclasses
-import itertools
-import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +9,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Int
 
 from jaxclus.clustering._hierarchy import distance_matrix, hierarchy
+from jaxclus.clustering._permutation import permutation_test
 
-# Enumerated at most: labellings, for memory; pairs of classes in all of them, for about a second.
-_MAX_LABELLINGS = 1_000_000
-_MAX_PAIRS = 50_000_000
-_NUM_SAMPLES = 100_000
-_CHUNK = 10_000
-_SEED = 0
 # Scores closer than this are equal: C is float32, so that rounding would decide between them.
 _TIE = 1e-6
 
@@ -89,33 +81,39 @@ def clustering_score(C: ArrayLike, groups: Sequence[Any] | ArrayLike) -> Cluster
     from sklearn.metrics import adjusted_rand_score, silhouette_score
 
     distances = distance_matrix(C)
-    ids = group_ids(groups, len(distances))
-    sizes = tuple(np.bincount(ids).tolist())
-    check_pairs(sizes)
+    ids = scored_ids(groups, len(distances))
     correlations = 1 - distances
     upper = np.triu_indices(len(ids), k=1)
     pairs, same = correlations[upper], (ids[:, None] == ids[None, :])[upper]
     within, between = pairs[same].mean(), pairs[~same].mean()
-
-    labellings = _num_labellings(sizes)
-    exact = labellings <= _MAX_LABELLINGS and labellings * int(same.sum()) <= _MAX_PAIRS
-    sums = _all_sums(correlations, sizes) if exact else _sampled_sums(correlations, sizes)
-    scores = sums / same.sum() - (pairs.sum() - sums) / (~same).sum()
-    hits = int(np.count_nonzero(scores >= within - between - _TIE))
-    drawn = 0 if exact else 1  # the observed labelling, which a random draw does not include
+    # The score grows with the sum within, at this rate.
+    rate = 1 / same.sum() + 1 / (~same).sum()
+    test = permutation_test(correlations, ids, tie=_TIE / rate)
     tree = hierarchy(C)
     return ClusteringScore(
         within=float(within),
         between=float(between),
         difference=float(within - between),
-        p_value=(drawn + hits) / (drawn + len(sums)),
-        smallest_p=1 / (drawn + len(sums)),
-        num_labellings=len(sums),
-        exact=exact,
+        p_value=test.p_value,
+        smallest_p=test.smallest_p,
+        num_labellings=test.num_labellings,
+        exact=test.exact,
         cophenetic=tree.cophenetic,
-        adjusted_rand=float(adjusted_rand_score(ids, tree.cut(len(sizes)))),
+        adjusted_rand=float(adjusted_rand_score(ids, tree.cut(int(ids.max()) + 1))),
         silhouette=float(silhouette_score(distances, ids, metric="precomputed")),
     )
+
+
+def scored_ids(groups: Sequence[Any] | ArrayLike, num_classes: int) -> Int[np.ndarray, " k"]:
+    """`group_ids` of groups that can be told from chance: some pairs within, some between."""
+    ids = group_ids(groups, num_classes)
+    sizes = np.bincount(ids)
+    if len(sizes) < 2 or max(sizes) < 2:
+        raise ValueError(
+            "`groups` must be at least two, one of them with at least two classes, "
+            f"got groups of {', '.join(map(str, sizes))}"
+        )
+    return ids
 
 
 def group_ids(groups: Sequence[Any] | ArrayLike, num_classes: int) -> Int[np.ndarray, " k"]:
@@ -134,7 +132,7 @@ def group_ids(groups: Sequence[Any] | ArrayLike, num_classes: int) -> Int[np.nda
         ValueError: there are not k ids; or a named group is empty, or a class is in no group, in
             two, or out of range.
     """
-    if _are_named(groups):
+    if named(groups):
         return _named_ids(groups, num_classes)
     ids = np.asarray(groups)
     if ids.shape != (num_classes,):
@@ -147,25 +145,17 @@ def group_ids(groups: Sequence[Any] | ArrayLike, num_classes: int) -> Int[np.nda
     return np.unique(ids, return_inverse=True)[1]
 
 
-def check_pairs(sizes: Sequence[int]) -> None:
-    """Raises unless groups of these sizes have pairs of classes both within and between them."""
-    if len(sizes) < 2 or max(sizes) < 2:
-        raise ValueError(
-            "`groups` must be at least two, one of them with at least two classes, "
-            f"got groups of {', '.join(map(str, sizes))}"
-        )
+def named(groups: Any) -> bool:
+    """Whether the groups come as names with their classes."""
+    return isinstance(groups, Sequence) and any(isinstance(g, Sequence) for g in groups)
 
 
 def count_classes(groups: Any) -> int:
-    """The number of classes that groups are about, for either form in which they are given."""
-    if not _are_named(groups):
+    """The number of classes that groups are about, in either form; malformed ones are counted
+    somehow, as `group_ids` says what is wrong with them."""
+    if not named(groups):
         return np.size(groups)
-    # Malformed groups count as something; `group_ids` says what is wrong with them.
     return sum(np.size(g[-1]) if isinstance(g, Sequence) and g else 1 for g in groups)
-
-
-def _are_named(groups):
-    return isinstance(groups, Sequence) and any(isinstance(g, Sequence) for g in groups)
 
 
 def _named_ids(groups, num_classes):
@@ -193,63 +183,3 @@ def _named_ids(groups, num_classes):
         missing = int(np.argmin(ids))
         raise ValueError(f"`groups` must hold every class, but class {missing} is in none")
     return ids
-
-
-def _num_labellings(sizes):
-    """Number of partitions into unlabelled groups of these sizes."""
-    count = math.factorial(sum(sizes))
-    for n in (*sizes, *Counter(sizes).values()):
-        count //= math.factorial(n)
-    return count
-
-
-def _pair_sums(C, members):
-    """Sums of C over the pairs of each group: members [s, ...] -> [...]."""
-    return sum(C[member, members[i + 1 :]].sum(axis=0) for i, member in enumerate(members))
-
-
-def _all_sums(C, sizes):
-    """Sum of C over the pairs within groups, for every partition of these sizes once."""
-    sizes = [s for s in sizes if s > 1]  # one class alone has no pair, so who is alone is chosen
-    chosen = _combinations(len(C), sum(sizes))
-    return _sums_of_rest(C, chosen, sizes, np.zeros(chosen.shape[1]))
-
-
-def _sums_of_rest(C, classes, sizes, sums):
-    """All ways to split each column of `classes` [r, n] into groups of `sizes`; adds to `sums` [n].
-
-    The first class of a column always joins the group that is formed next, of any of the sizes
-    left. So no partition comes twice.
-    """
-    if not sizes:
-        return sums
-    found = []
-    for size in set(sizes):
-        others = 1 + _combinations(len(classes) - 1, size - 1)
-        group = np.insert(others, 0, 0, axis=0)  # places [size, ways]
-        outside = np.ones((group.shape[1], len(classes)), bool)
-        np.put_along_axis(outside, group.T, False, axis=1)
-        rest = np.nonzero(outside)[1].reshape(len(outside), len(classes) - size).T
-        extended = sums + _pair_sums(C, classes[group])  # [ways, n]
-        left = list(sizes)
-        left.remove(size)
-        classes_left = classes[rest].reshape(len(rest), extended.size)
-        found.append(_sums_of_rest(C, classes_left, left, extended.ravel()))
-    return np.concatenate(found)
-
-
-def _combinations(n, size):
-    """All `size` of n places, a column each: [size, n over size]."""
-    flat = itertools.chain.from_iterable(itertools.combinations(range(n), size))
-    return np.fromiter(flat, np.intp).reshape(math.comb(n, size), size).T
-
-
-def _sampled_sums(C, sizes):
-    """Sum of C over the pairs within groups, for random labellings by groups of these sizes."""
-    rng = np.random.default_rng(_SEED)
-    ends = np.cumsum(sizes)[:-1]
-    sums = []
-    for _ in range(_NUM_SAMPLES // _CHUNK):
-        orders = rng.permuted(np.tile(np.arange(len(C)), (_CHUNK, 1)), axis=1)
-        sums.append(sum(_pair_sums(C, group) for group in np.split(orders.T.copy(), ends)))
-    return np.concatenate(sums)

@@ -5,6 +5,7 @@ from jaxclus.data._catalogue import DatasetInfo
 from jaxclus.data._dataset import Dataset, Groups, to_float
 from jaxclus.data._groups import class_groups
 from jaxclus.data._load import available, info, load
+from jaxclus.data._subclasses import SubclassSplit, cifar20, split_subclasses
 from jaxclus.data._tfds import prepare
 
 __all__ = [
@@ -13,11 +14,14 @@ __all__ = [
     "Dataset",
     "DatasetInfo",
     "Groups",
+    "SubclassSplit",
     "available",
+    "cifar20",
     "class_groups",
     "default_augmentation",
     "info",
     "load",
     "prepare",
+    "split_subclasses",
     "to_float",
 ]

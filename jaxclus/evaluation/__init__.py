@@ -6,15 +6,17 @@ from jaxclus.evaluation._clustering_effect import (
     clustering_effect,
 )
 from jaxclus.evaluation._masking import Masking, masking
+from jaxclus.evaluation._predict import MICROBATCH
 from jaxclus.evaluation._result import MemberResult, Robustness, Spread, describe, spread
 from jaxclus.evaluation._robustness import (
-    MICROBATCH,
     correct,
     robustness,
     robustness_curve,
     robustness_over_seeds,
 )
 from jaxclus.evaluation._signs import SIGNS, Sign
+from jaxclus.evaluation._success_pattern import SuccessPattern, success_pattern
+from jaxclus.evaluation._superclass import SuperclassAccuracy, superclass_accuracy
 
 __all__ = [
     "MICROBATCH",
@@ -26,6 +28,8 @@ __all__ = [
     "Robustness",
     "Sign",
     "Spread",
+    "SuccessPattern",
+    "SuperclassAccuracy",
     "clustering_effect",
     "correct",
     "describe",
@@ -34,4 +38,6 @@ __all__ = [
     "robustness_curve",
     "robustness_over_seeds",
     "spread",
+    "success_pattern",
+    "superclass_accuracy",
 ]

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxclus import _classifier, clustering, linear, models
+from jaxclus import _classifier, clustering, linear, models, parallel
 from jaxclus.clustering import ClusteringScore, Hierarchy
 from jaxclus.data import Dataset, to_float
+from jaxclus.evaluation._predict import predict
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,7 +115,8 @@ def clustering_effect(model: _classifier.Classifier, data: Dataset) -> Clusterin
         "with_batch_norm": _variant(model, x, data),
         "without_batch_norm": _variant(models.without_batch_norm(model), x, data),
     }
-    logits, k = _logits(model, data), data.num_classes
+    logits, _ = predict(jax.random.key(0), model, data.images, parallel.mesh())
+    k = data.num_classes
     counts = np.bincount(data.labels, minlength=k)
     published = None
     if counts.min() >= clustering.PUBLISHED_COUNT:
@@ -143,17 +145,6 @@ def _variant(model: models.Classifier, x: jax.Array, data: Dataset) -> LinearVar
         hierarchy=clustering.hierarchy(matrix),
         score=None if data.groups is None else clustering.clustering_score(matrix, data.groups),
     )
-
-
-def _logits(model: models.Classifier, data: Dataset, batch: int = 100) -> np.ndarray:
-    predict = _classifier.logits(model)
-    index = np.arange(-(-len(data) // batch) * batch) % len(data)  # padded: one compiled shape
-    with jax.default_matmul_precision("highest"):
-        parts = [
-            np.asarray(predict(to_float(data.images[index[start : start + batch]])))
-            for start in range(0, len(index), batch)
-        ]
-    return np.concatenate(parts)[: len(data)]
 
 
 def _filters(model: models.Classifier) -> dict[str, np.ndarray]:

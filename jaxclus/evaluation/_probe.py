@@ -12,7 +12,7 @@ from jaxclus._classifier import Classifier
 from jaxclus.attacks._base import BoundedAttack
 from jaxclus.attacks._gradient import evaluate_with_gradient
 from jaxclus.data import Dataset, to_float
-from jaxclus.evaluation._robustness import _microbatches
+from jaxclus.evaluation._predict import microbatches
 from jaxclus.threat import L2, Threat, image_keys
 
 #: Passes over the same images that must agree, as in the reference implementation of AutoAttack.
@@ -66,7 +66,7 @@ class Probe:
         self.key, self.model = key, model
         self._verdict, self._norms = _bind_verdict(model), _bind_gradient_norms(model)
         found: list[int] = []
-        for numbers, count in _microbatches(np.arange(len(data)), min(num_images, len(data))):
+        for numbers, count in microbatches(np.arange(len(data)), min(num_images, len(data))):
             index = jnp.asarray(numbers, jnp.int32)
             _, predicted = self._verdict(key, to_float(data.images[numbers]), index)
             right = np.asarray(predicted)[:count] == data.labels[numbers[:count]]

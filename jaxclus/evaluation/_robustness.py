@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,10 @@ from jaxclus.attacks import Attack
 from jaxclus.attacks._base import SteppedAttack
 from jaxclus.data import Dataset, to_float
 from jaxclus.evaluation import _packing
+from jaxclus.evaluation._predict import default_microbatch, microbatches, placed, predict
 from jaxclus.evaluation._progress import Progress, identity
 from jaxclus.evaluation._result import MemberResult, Robustness, describe
 from jaxclus.threat import Threat, image_keys
-
-#: Images in one physical batch on each device, by platform: a fixed number, for rounding depends on
-#: the shape, and verdicts must not depend on how many images are asked for.
-MICROBATCH = {"cpu": 288}
-_MICROBATCH_ACCELERATOR = 512
 
 
 def correct(
@@ -39,8 +35,7 @@ def correct(
     """
     _check(model, data)
     mesh = parallel.mesh(devices)
-    key = jax.device_put(jax.random.key(0), parallel.replicated(mesh))
-    return _clean(key, model, data, mesh, _default_microbatch(mesh))[1]
+    return predict(jax.random.key(0), model, data.images, mesh)[1] == data.labels
 
 
 def robustness(
@@ -169,11 +164,10 @@ def _robustness(
     _checks.typed_key("key", key)
     _check(model, data)
     mesh = parallel.mesh(devices)
-    size = _default_microbatch(mesh) if microbatch is None else microbatch
+    size = default_microbatch(mesh) if microbatch is None else microbatch
     _checks.at_least("microbatch", size, 1)
     key = jax.device_put(key, parallel.replicated(mesh))
-    placed = _placed(model, mesh)
-    evaluation = _Evaluation(key, placed, data, mesh, size, batch_size, progress)
+    evaluation = _Evaluation(key, placed(model, mesh), data, mesh, size, batch_size, progress)
     found = []
     for attack in attacks:
         evaluation.check(attack)
@@ -197,7 +191,8 @@ class _Evaluation:
     ):
         self.key, self.model, self.data, self.mesh = key, model, data, mesh
         self.microbatch, self.batch_size, self.progress = microbatch, batch_size, progress
-        self.logits, self.clean = _clean(key, model, data, mesh, microbatch)
+        self.logits, predicted = predict(key, model, data.images, mesh, microbatch=microbatch)
+        self.clean = predicted == data.labels
         self.ranking = np.argsort(-self.logits, axis=-1, kind="stable").astype(np.int32)
         self.advance, self.judge = _packing.bind(model), _bind_judge(model)
         self.flops = _flops(model, data)
@@ -327,8 +322,9 @@ class _Evaluation:
         """Whether each adversarial image is misclassified, its norm, lowest and highest pixel."""
         results, size = [], microbatch * self.mesh.size
         ball = jax.device_put(ball, parallel.replicated(self.mesh))
-        for index, count in _microbatches(chosen, size):
-            batch = (x_adv[index], self.data.images[index], self.data.labels[index], _int32(index))
+        for index, count in microbatches(chosen, size):
+            images, labels = self.data.images[index], self.data.labels[index]
+            batch = (x_adv[index], images, labels, index.astype(np.int32))
             batch = jax.device_put(batch, parallel.over_batch(self.mesh))
             with jax.default_matmul_precision("highest"):
                 out = self.judge(ball, self.key, *batch)
@@ -349,28 +345,6 @@ def _judged(model, ball, key, x_adv, images, y, index):
 _bind_judge = _classifier.jit_over_model(_judged)
 
 
-def _predicted(model, key, images, index):
-    return _classifier.verdict(model, image_keys(key, index), to_float(images))
-
-
-_bind_verdict = _classifier.jit_over_model(_predicted)
-
-
-def _clean(
-    key: jax.Array, model: Classifier, data: Dataset, mesh: Mesh, microbatch: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of the clean images, float32 [n, k], and whether each is classified correctly [n]."""
-    predict = _bind_verdict(_placed(model, mesh))
-    results = []
-    for index, count in _microbatches(np.arange(len(data)), microbatch * mesh.size):
-        batch = jax.device_put((data.images[index], _int32(index)), parallel.over_batch(mesh))
-        with jax.default_matmul_precision("highest"):
-            logits, predicted = predict(key, *batch)
-        results.append((np.asarray(logits)[:count], np.asarray(predicted)[:count]))
-    logits, predicted = (np.concatenate(parts) for parts in zip(*results, strict=True))
-    return logits, predicted == data.labels
-
-
 def _flops(model: Classifier, data: Dataset) -> float:
     """Floating-point operations of a forward pass for one image, as XLA counts them."""
     image = jax.ShapeDtypeStruct((1, *data.input_shape), jnp.float32)
@@ -383,17 +357,6 @@ def _check_attack(attack: Attack) -> None:
         raise TypeError(f"`attack` must be one of jc.attacks, got {type(attack).__name__}")
 
 
-def _default_microbatch(mesh: Mesh) -> int:
-    return MICROBATCH.get(mesh.devices.flat[0].platform, _MICROBATCH_ACCELERATOR)
-
-
-def _placed(model: Classifier, mesh: Mesh) -> Classifier:
-    """The model with a copy of its weights on every device; what hides them stays as it is."""
-    if not _classifier.is_pytree(model):
-        return model
-    return jax.device_put(model, parallel.replicated(mesh))
-
-
 def _check(model: Classifier, data: Dataset) -> None:
     if not isinstance(data, Dataset):
         raise TypeError(f"`data` must be a jc.data.Dataset, got {type(data).__name__}")
@@ -403,14 +366,3 @@ def _check(model: Classifier, data: Dataset) -> None:
             f"`data` must have labels in [0, {classes - 1}], the model's classes, "
             f"got {int(data.labels.max())}"
         )
-
-
-def _int32(index: np.ndarray) -> np.ndarray:
-    return index.astype(np.int32)
-
-
-def _microbatches(chosen: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Full batches of image numbers, the last one padded with its first, and the true counts."""
-    for start in range(0, len(chosen), size):
-        part = chosen[start : start + size]
-        yield np.concatenate([part, np.full(size - len(part), part[0])]), len(part)

@@ -18,7 +18,12 @@ from jaxclus.models._layers import (
 )
 from jaxclus.models._preact_resnet import PreActResNet
 from jaxclus.models._resnet import ResNet
-from jaxclus.models._surgery import features, replace_activation, without_batch_norm
+from jaxclus.models._surgery import (
+    features,
+    replace_activation,
+    with_new_head,
+    without_batch_norm,
+)
 
 __all__ = [
     "CNN",
@@ -41,5 +46,6 @@ __all__ = [
     "from_torch",
     "names",
     "replace_activation",
+    "with_new_head",
     "without_batch_norm",
 ]

@@ -1,13 +1,15 @@
 """Changed copies of models. A copy shares no variable with the original: either can be trained."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from flax import nnx
 
+from jaxclus import _checks
 from jaxclus.models._classifier import Classifier
-from jaxclus.models._layers import Activation, Identity
+from jaxclus.models._layers import Activation, Identity, Linear
 
 
 def without_batch_norm(model: Classifier) -> Classifier:
@@ -39,6 +41,33 @@ def replace_activation(model: Classifier, fn: Callable[[jax.Array], jax.Array]) 
     return _with_replaced(
         model, lambda module: isinstance(module, Activation), lambda: Activation(fn)
     )
+
+
+def with_new_head(model: Classifier, num_classes: int, key: jax.Array) -> Classifier:
+    """A copy with a fresh head for other classes, to go on training from the features of `model`.
+
+    Args:
+        model: any `Classifier`; left as it is.
+        num_classes: k, the number of logits, at least 1.
+        key: typed PRNG key; the same key gives the same head.
+
+    Returns:
+        The copy, images [b, h, w, c] -> logits [b, k]. Its `spec` is the model's with k classes, so
+        that it can be exported and loaded; None where the model has none.
+
+    Raises:
+        TypeError, ValueError: `num_classes` or `key` is anything else.
+
+    With it Bai et al. (2021), arXiv 2111.12922, transfer from subclasses to superclasses.
+    """
+    _checks.at_least("num_classes", num_classes, 1)
+    rngs = nnx.Rngs(_checks.typed_key("key", key))
+    copy, old = nnx.clone(model), model.head
+    dtype: Any = old.dtype  # never None, which nnx allows for
+    copy.head = Linear(old.in_features, num_classes, dtype=dtype, rngs=rngs)
+    if copy.spec is not None:
+        copy.spec = dataclasses.replace(copy.spec, num_classes=int(num_classes))
+    return copy
 
 
 def features(model: Classifier) -> jax.tree_util.Partial:

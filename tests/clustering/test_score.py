@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from jaxclus.clustering import _score, clustering_score, correlation, group_ids, hierarchy
+from jaxclus.clustering import (
+    _permutation,
+    _score,
+    clustering_score,
+    correlation,
+    group_ids,
+    hierarchy,
+)
 
 CIFAR10 = (("vehicles", (0, 1, 8, 9)), ("animals", (2, 3, 4, 5, 6, 7)))
 
@@ -91,7 +98,7 @@ def test_equals_brute_force(ids, seed):
     scores = [np.subtract(*by_loops(C, p)) for p in all_partitions(ids)]
     assert s.num_labellings == len(scores)
     assert s.p_value == np.mean(np.array(scores) >= within - between - 1e-6)
-    sums = np.sort(_score._all_sums(C, np.bincount(ids)[np.bincount(ids) > 0].tolist()))
+    sums = np.sort(_permutation._all_sums(C, np.bincount(ids)[np.bincount(ids) > 0].tolist()))
     pairs = C[np.triu_indices(len(ids), 1)]
     n = sum(m * (m - 1) // 2 for m in np.bincount(ids))
     by_sums = sums / n - (pairs.sum() - sums) / (len(pairs) - n)
@@ -163,7 +170,7 @@ def test_too_many_labellings_are_sampled():
 def test_sampled_p_estimates_the_exact_p(monkeypatch, limit):
     C = random_correlation(10, 8)
     exact = clustering_score(C, CIFAR10)
-    monkeypatch.setattr(_score, limit, 0)
+    monkeypatch.setattr(_permutation, limit, 0)
     sampled = clustering_score(C, CIFAR10)
     assert exact.exact and not sampled.exact
     assert 0.05 < exact.p_value < 0.95

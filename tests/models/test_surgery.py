@@ -1,9 +1,12 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+import jaxclus as jc
 import jaxclus.models as models
 
 SHAPE = (6, 4, 1)
@@ -126,3 +129,54 @@ def test_copies_of_copies_and_views_still_work(x):
     embedded = apply(models.features(bare), x)
     expected = embedded @ bare.head.kernel[...] + bare.head.bias[...].reshape(1, -1)
     np.testing.assert_allclose(apply(train, x), expected, atol=1e-5)
+
+
+def test_new_head_on_the_same_features(model, x):
+    taken = snapshot(model)
+    old = model.features(x)
+    renewed = models.with_new_head(model, 5, jax.random.key(2))
+    np.testing.assert_array_equal(renewed.features(x), old)
+    kernel, bias = np.asarray(renewed.head.kernel[...]), np.asarray(renewed.head.bias[...])
+    assert kernel.shape == (old.shape[1], 5) and bias.shape == (5,)
+    np.testing.assert_allclose(apply(renewed, x), np.asarray(old) @ kernel + bias, atol=1e-5)
+    # The network of that name with 5 classes, to the compiler too.
+    assert renewed.spec == dataclasses.replace(model.spec, num_classes=5)
+    assert nnx.graphdef(renewed) == nnx.graphdef(renewed.spec.build(jax.random.key(0)))
+    assert_untouched(model, taken)
+    overwrite(renewed)
+    assert_untouched(model, taken)
+
+
+def test_new_head_is_drawn_as_every_layer_is():
+    model = models.create("cnn", 3, SHAPE, jax.random.key(0), widths=(3,), hidden=400)
+    first, again, other = (
+        np.asarray(models.with_new_head(model, 50, jax.random.key(k)).head.kernel[...])
+        for k in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    bound = 400**-0.5
+    for kernel in (first, other):  # uniform in the bound, by its moments, 20,000 draws
+        assert 0.99 * bound < np.abs(kernel).max() <= bound
+        assert abs(kernel.mean()) < 5 * bound / np.sqrt(3 * kernel.size)
+        assert kernel.var() == pytest.approx(bound**2 / 3, rel=0.05)
+    assert abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 0.05
+
+
+def test_new_head_goes_through_a_file(model, x, tmp_path):
+    renewed = models.with_new_head(model, 4, jax.random.key(3))
+    loaded = jc.load(jc.export(renewed, tmp_path / "model.safetensors"))
+    assert loaded.spec == renewed.spec
+    np.testing.assert_array_equal(apply(loaded, x), apply(renewed, x))
+
+
+def test_new_head_of_a_changed_network_has_no_spec(x):
+    model = models.create("cnn", 3, SHAPE, jax.random.key(0), **NAMES["cnn"])
+    renewed = models.with_new_head(models.without_batch_norm(model), 2, jax.random.key(1))
+    assert renewed.spec is None and apply(renewed, x).shape == (3, 2)
+
+
+def test_bad_new_heads(model):
+    with pytest.raises(ValueError, match="`num_classes` must be at least 1, got 0"):
+        models.with_new_head(model, 0, jax.random.key(0))
+    with pytest.raises(TypeError, match="`key` must be a typed key"):
+        models.with_new_head(model, 2, jax.random.key_data(jax.random.key(0)))

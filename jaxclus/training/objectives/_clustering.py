@@ -12,6 +12,7 @@ import jax
 from jax.typing import ArrayLike
 
 from jaxclus import _checks, clustering, linear, models
+from jaxclus.clustering._score import count_classes
 from jaxclus.training.objectives._base import Outcome, TrainingModel
 from jaxclus.training.objectives._wrapped import Wrapped
 
@@ -27,7 +28,7 @@ class _Clustering(Wrapped):
         super().__post_init__()
         _checks.not_negative("beta", self.beta)
         # One form of all that groups can be given as, and hashable.
-        ids = clustering.group_ids(self.groups, clustering.count_classes(self.groups))
+        ids = clustering.group_ids(self.groups, count_classes(self.groups))
         object.__setattr__(self, "groups", tuple(ids.tolist()))
 
     def loss(

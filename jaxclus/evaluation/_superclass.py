@@ -1,0 +1,107 @@
+"""How well a classifier of some subclasses recognises others of the same superclasses."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxclus import _checks, _classifier, parallel
+from jaxclus._classifier import Classifier
+from jaxclus.clustering import group_ids
+from jaxclus.clustering._score import named
+from jaxclus.data import Augmentation, Dataset, to_float
+from jaxclus.evaluation._predict import predict
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SuperclassAccuracy:
+    """What `superclass_accuracy` found for s superclasses.
+
+    Attributes:
+        confusion: number of images of each true superclass that are taken for each one,
+            integers [s, s].
+    """
+
+    confusion: np.ndarray
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images whose superclass is recognised."""
+        return float(np.trace(self.confusion) / self.num_images)
+
+
+def superclass_accuracy(
+    model: Classifier,
+    target: Dataset,
+    groups: Sequence[Any] | ArrayLike,
+    *,
+    augmentation: Augmentation | None = None,
+    key: jax.Array | None = None,
+    devices: Sequence[Any] | None = None,
+) -> SuperclassAccuracy:
+    """Transfer without tuning: the superclass of the predicted subclass, on unseen subclasses.
+
+    The predicted superclass of an image is the group of arg max_j z_j; for groups of four in a
+    row it is floor(arg max / 4). Logits are computed under matmul precision "highest".
+
+    The published code crops (padding 4) and flips its test images at random too: for its behaviour
+    give `augmentation=jc.data.Augmentation(4, flip=True)` and a key. Otherwise images are taken as
+    they are.
+
+    Args:
+        model: a classifier of the k source classes.
+        target: images whose labels are superclasses, as `jc.data.split_subclasses` makes them.
+        groups: superclass of each of the k classes: named groups, as the source's `groups`, whose
+            names are the target's class names in their order; or group ids [k], integers, whose
+            ranks are the target's labels.
+        augmentation: what is done to each image first, or None; needs `key`.
+        key: a typed key; image i uses `fold_in(key, i)`, and so do the verdicts of a stochastic
+            classifier.
+        devices: default: all.
+
+    Raises:
+        TypeError, ValueError: `target`, `groups` or `model` do not fit one another, `key` is no
+            typed key or not given with an augmentation.
+
+    Bai et al., "Clustering Effect of (Linearized) Adversarial Robust Models", NeurIPS 2021,
+    arXiv:2111.12922, the domain adaptation of the published code.
+    """
+    if not isinstance(target, Dataset):
+        raise TypeError(f"`target` must be a jc.data.Dataset, got {type(target).__name__}")
+    if key is None:
+        if augmentation is not None:
+            raise ValueError("`key` must be given for a random `augmentation`, got None")
+        key = jax.random.key(0)
+    _checks.typed_key("key", key)
+    k = _classifier.num_classes(model, to_float(target.images[:1]))
+    ids = _superclass_ids(groups, k, target)
+    mesh = parallel.mesh(devices)
+    _, predicted = predict(key, model, target.images, mesh, augmentation=augmentation)
+    confusion = np.zeros((target.num_classes,) * 2, np.int64)
+    np.add.at(confusion, (target.labels, ids[predicted]), 1)
+    return SuperclassAccuracy(confusion)
+
+
+def _superclass_ids(groups: Any, k: int, target: Dataset) -> np.ndarray:
+    """The superclass of each class [k], checked against the target's classes."""
+    ids = group_ids(groups, k)
+    if ids.max() + 1 != target.num_classes:
+        raise ValueError(
+            f"`groups` must be as many as `target` has classes, {target.num_classes}, "
+            f"got {ids.max() + 1}"
+        )
+    # Named groups in another order would be counted against the wrong superclasses.
+    names = tuple(group[0] for group in groups) if named(groups) else target.class_names
+    if names != target.class_names:
+        raise ValueError(
+            f"`groups` must be named as the classes of `target`, {target.class_names}, got {names}"
+        )
+    return ids

@@ -1,0 +1,121 @@
+"""Superclass accuracy of a model whose logits are pixels, against counts by hand."""
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+import jaxclus as jc
+from jaxclus.evaluation import superclass_accuracy
+
+ONE = jax.devices()[:1]
+GROUPS = (("x", (0, 3)), ("y", (1, 2, 4)), ("z", (5,)))
+OF_CLASS = np.array([0, 1, 1, 0, 1, 2])
+
+
+def _pixels(scale, x):
+    return x.reshape(x.shape[0], -1) * scale
+
+
+MODEL = jax.tree_util.Partial(_pixels, jnp.float32(1))  # six pixels, six classes
+
+
+def problem(n=200, names=("x", "y", "z")):
+    """Random images, whose largest pixel is the predicted class, and random superclasses."""
+    rng = np.random.default_rng(0)
+    images = np.stack([rng.permutation(6) * 40 for _ in range(n)]).astype(np.uint8)
+    labels = rng.integers(0, len(names), n)
+    labels[: len(names)] = np.arange(len(names))
+    return jc.data.Dataset(images.reshape(n, 2, 3, 1), labels, names)
+
+
+@pytest.fixture
+def as_users_call(monkeypatch):
+    """Without the checks of annotations, which in the tests come before our own."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.parametrize("groups", [GROUPS, OF_CLASS.tolist(), OF_CLASS])
+def test_counts_by_hand(groups):
+    target = problem()
+    found = superclass_accuracy(MODEL, target, groups, devices=ONE)
+    confusion = np.zeros((3, 3), int)
+    for image, label in zip(target.images.reshape(-1, 6), target.labels, strict=True):
+        confusion[label, OF_CLASS[int(image.argmax())]] += 1
+    np.testing.assert_array_equal(found.confusion, confusion)
+    assert found.num_images == 200
+    assert found.accuracy == (confusion[0, 0] + confusion[1, 1] + confusion[2, 2]) / 200
+    # Labels that know nothing of the images: chance, within five standard deviations.
+    chance = (confusion.sum(axis=0) / 200) @ (confusion.sum(axis=1) / 200)
+    assert abs(found.accuracy - chance) < 5 * np.sqrt(chance * (1 - chance) / 200)
+
+
+def test_groups_of_four_in_a_row_are_the_floor_of_a_quarter():
+    rng = np.random.default_rng(1)
+    images = rng.permuted(np.tile(np.arange(16, dtype=np.uint8), (100, 1)), axis=1)
+    names = tuple("abcd")
+    groups = tuple((name, tuple(range(4 * s, 4 * s + 4))) for s, name in enumerate(names))
+    target = jc.data.Dataset(images.reshape(100, 4, 4, 1), np.arange(100) % 4, names)
+    found = superclass_accuracy(MODEL, target, groups, devices=ONE)
+    assert found.accuracy == np.mean(images.argmax(axis=1) // 4 == np.arange(100) % 4)
+
+
+def test_a_split_fits_its_own_groups():
+    rng = np.random.default_rng(2)
+    labels = np.arange(120) % 6
+    images = rng.integers(0, 100, (120, 2, 3, 1)).astype(np.uint8)
+    groups = (("x", (0, 1, 2)), ("alone", (5,)), ("y", (3, 4)))
+    data = jc.data.Dataset(images, labels, groups=groups)
+    source, target = jc.data.split_subclasses(data)  # 0, 1, 3 against 2, 4
+    bright = target.images.reshape(40, 6).copy()
+    bright[:, 0] = np.where(target.labels == 0, 255, 0)  # class 0, of x
+    bright[:, 2] = np.where(target.labels == 1, 255, 0)  # class 3 of the set, 2 of the source
+    bright[:, 3:] = 0
+    shown = jc.data.Dataset(bright.reshape(40, 2, 3, 1), target.labels, target.class_names)
+
+    def model(x):
+        return x.reshape(x.shape[0], -1)[:, :3]
+
+    found = superclass_accuracy(model, shown, source.groups, devices=ONE)
+    np.testing.assert_array_equal(found.confusion, [[20, 0], [0, 20]])
+    assert found.accuracy == 1
+
+
+def test_augmentation_is_the_published_one_on_request():
+    images = np.zeros((400, 2, 3, 1), np.uint8)
+    images[:, 0, 0] = 255  # class 0, of x; mirrored class 2, of y
+    target = jc.data.Dataset(images, np.zeros(400, int), ("x", "y", "z"))
+    plain = superclass_accuracy(MODEL, target, GROUPS, devices=ONE)
+    assert plain.accuracy == 1
+    flips = jc.data.Augmentation(0, flip=True)
+    kept = []
+    for seed in (0, 0, 1):
+        found = superclass_accuracy(
+            MODEL, target, GROUPS, augmentation=flips, key=jax.random.key(seed), devices=ONE
+        )
+        kept.append(found.confusion[0, 0])
+        assert found.confusion[0, 0] + found.confusion[0, 1] == 400
+        assert abs(kept[-1] - 200) < 5 * 10  # a coin for each image, deviation 10
+    assert kept[0] == kept[1] != kept[2]
+
+
+def test_bad_arguments(as_users_call):
+    target, key = problem(), jax.random.key(0)
+
+    def bad(error, message, *, data=target, groups=GROUPS, **more):
+        with pytest.raises(error, match=message) as caught:
+            superclass_accuracy(MODEL, data, groups, devices=ONE, **more)
+        assert "\n" not in str(caught.value)
+
+    flips = jc.data.Augmentation()
+    bad(TypeError, "`target` must be a jc.data.Dataset, got ndarray", data=target.images)
+    bad(ValueError, "`key` must be given for a random `augmentation`", augmentation=flips)
+    bad(TypeError, "`key` must be a typed key", key=jax.random.key_data(key), augmentation=flips)
+    bad(ValueError, "`groups` must give a group for each of the 6 classes", groups=[0, 1, 2])
+    bad(ValueError, "`groups` must be as many as `target` has classes, 3, got 2", groups=[0, 1] * 3)
+    bad(
+        ValueError,
+        r"`groups` must be named as the classes of `target`, \('x', 'y', 'z'\), got \('z', 'y'",
+        groups=GROUPS[::-1],
+    )
