@@ -1,5 +1,6 @@
 """Image classifiers in Flax NNX: networks by name, their layers, and changed copies of them."""
 
+from jaxclus.models._activations import linbp
 from jaxclus.models._classifier import Classifier
 from jaxclus.models._cnn import CNN
 from jaxclus.models._create import ModelSpec, create, names
@@ -39,6 +40,7 @@ __all__ = [
     "create",
     "features",
     "from_torch",
+    "linbp",
     "names",
     "replace_activation",
     "without_batch_norm",
