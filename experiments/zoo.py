@@ -15,13 +15,8 @@ goes on. `jaxclus zoo --verify` measures the shipped weights again and compares 
 """
 
 import dataclasses
-from pathlib import Path
 
-import jax
-import tyro
-
-import jaxclus as jc
-from jaxclus.training import TrainingConfig, objectives
+from jaxclus.training import TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)

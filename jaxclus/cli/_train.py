@@ -29,7 +29,7 @@ class Train:
     """A name (`jaxclus data list`), a directory of image folders, or an .npz file."""
     model: str = "cnn"
     """Architecture: cnn, resnet8, resnet20, resnet18, resnet34, resnet50, preact_resnet18,
-    wide_resnet_DEPTH_WIDTH."""
+    wide_resnet_DEPTH_WIDTH, vgg11, vgg13, vgg16, vgg19, densenet121, alexnet."""
     method: Literal["standard", "pgd"] = "standard"
     """Plain training, or training on PGD's adversarial images."""
     norm: Literal["linf", "l2", "l1"] = "linf"

@@ -1,8 +1,11 @@
 """Image classifiers in Flax NNX: networks by name, their layers, and changed copies of them."""
 
+from jaxclus.models._activations import linbp
+from jaxclus.models._alexnet import AlexNet
 from jaxclus.models._classifier import Classifier
 from jaxclus.models._cnn import CNN
 from jaxclus.models._create import ModelSpec, create, names
+from jaxclus.models._densenet import DenseNet
 from jaxclus.models._from_torch import from_torch
 from jaxclus.models._layers import (
     Activation,
@@ -24,14 +27,18 @@ from jaxclus.models._surgery import (
     with_new_head,
     without_batch_norm,
 )
+from jaxclus.models._vgg import VGG
 
 __all__ = [
+    "AlexNet",
     "CNN",
+    "VGG",
     "Activation",
     "AvgPool",
     "BatchNorm",
     "Classifier",
     "Conv",
+    "DenseNet",
     "Flatten",
     "GlobalAvgPool",
     "Identity",
@@ -44,6 +51,7 @@ __all__ = [
     "create",
     "features",
     "from_torch",
+    "linbp",
     "names",
     "replace_activation",
     "with_new_head",

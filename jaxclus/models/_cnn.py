@@ -49,7 +49,7 @@ class CNN(Classifier):
             () leaves a perceptron with one hidden layer.
         hidden: d, the width of the dense layer.
         batch_norm: whether a BatchNorm follows each convolution; without, convolutions have a bias.
-        activation: relu, leaky_relu, gelu, silu, softplus or tanh.
+        activation: relu, leaky_relu, gelu, silu, softplus, tanh or linbp.
         mean: subtracted per channel, or None for 0.
         std: divided by per channel, or None for 1.
         dtype: type of the computation.

@@ -14,14 +14,20 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxclus import _checks
+from jaxclus.models._alexnet import AlexNet
 from jaxclus.models._classifier import Classifier
 from jaxclus.models._cnn import CNN
+from jaxclus.models._densenet import DenseNet
 from jaxclus.models._layers import Conv, Linear, uniform_bound
 from jaxclus.models._preact_resnet import PreActResNet
 from jaxclus.models._resnet import ResNet
+from jaxclus.models._vgg import VGG
 
+_Network = (
+    type[CNN] | type[ResNet] | type[PreActResNet] | type[VGG] | type[DenseNet] | type[AlexNet]
+)
 # The class and the arguments that a name stands for.
-_Family = tuple[type[CNN] | type[ResNet] | type[PreActResNet], dict[str, Any]]
+_Family = tuple[_Network, dict[str, Any]]
 _FAMILIES: dict[str, _Family] = {
     "cnn": (CNN, {}),
     "resnet8": (ResNet, {"blocks": (1, 1, 1), "width": 16}),
@@ -30,6 +36,12 @@ _FAMILIES: dict[str, _Family] = {
     "resnet34": (ResNet, {"blocks": (3, 4, 6, 3)}),
     "resnet50": (ResNet, {"blocks": (3, 4, 6, 3), "bottleneck": True}),
     "preact_resnet18": (PreActResNet, {"blocks": (2, 2, 2, 2)}),
+    "vgg11": (VGG, {"blocks": (1, 1, 2, 2, 2)}),
+    "vgg13": (VGG, {"blocks": (2, 2, 2, 2, 2)}),
+    "vgg16": (VGG, {"blocks": (2, 2, 3, 3, 3)}),
+    "vgg19": (VGG, {"blocks": (2, 2, 4, 4, 4)}),
+    "densenet121": (DenseNet, {"blocks": (6, 12, 24, 16)}),
+    "alexnet": (AlexNet, {}),
 }
 _WIDE_RESNET = re.compile(r"wide_resnet_(\d+)_(\d+)")
 _COMMON = {"self", "num_classes", "input_shape", "mean", "std", "dtype", "rngs"}

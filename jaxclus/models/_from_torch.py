@@ -1,8 +1,7 @@
 """Models from PyTorch's weights."""
 
-import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxclus.models._classifier import Classifier
 from jaxclus.models._create import ModelSpec, family_of, spec_of
-from jaxclus.models._resnet import ResNet
+from jaxclus.models._torch_arguments import inferred
 from jaxclus.models._torch_names import Naming, naming_of
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "net", "network", "model")
@@ -38,23 +37,28 @@ def from_torch(
 
     Names are those of torchvision's and the usual CIFAR ResNets and PreActResNets, of TRADES' wide
     ResNets and of DeepMind's (arXiv 2010.03593) networks, hence of most ResNets, PreActResNets and
-    WideResNets in RobustBench (arXiv 2010.09670). Ignored are `num_batches_tracked`, wrappers such
-    as `{"state_dict": ...}`, prefixes such as `module.`, and the `sub_block1` of TRADES' networks,
-    which these never run. Some things do not show in a file:
+    WideResNets in RobustBench (arXiv 2010.09670); of the usual CIFAR VGGs, and of torchvision's
+    DenseNets and AlexNet, which the usual CIFAR AlexNet has too. Ignored are `num_batches_tracked`,
+    wrappers such as `{"state_dict": ...}`, prefixes such as `module.`, and the `sub_block1` of
+    TRADES' networks, which these never run. Some things do not show in a file:
 
     - The usual PreActResNet-18 gives its shortcuts the activated input, but RobustBench's
       Wong2020Fast, Andriushchenko2020Understanding and, for CIFAR-100, Rice2020Overfitting the
       raw one: pass `shortcut_input="raw"` for these.
+    - An AlexNet's images: pass `input_shape` where they have not the usual size.
     - DeepMind's networks have ReLU or, as all of RobustBench's, SiLU, and normalise in their code:
       `activation="silu"`, mean and std (for CIFAR-10 0.4914, 0.4822, 0.4465 and 0.2471, 0.2435,
       0.2616) must be given, unless the file has these as buffers.
+
+    Not read are VGGs with three dense layers (torchvision's), and DenseNets that put new maps
+    before old ones (the usual CIFAR ones in PyTorch): these are other networks than ours.
 
     Args:
         source: a mapping of names to NumPy arrays or tensors; or a .safetensors file; or another
             file, which torch.load reads with weights_only=True.
         name: one of `jc.models.names()`, except "cnn". It fixes the number of blocks; classes,
-            channels, ImageNet's stem, a PreActResNet's last BatchNorm and, but for wide ResNets,
-            the width are read off the arrays.
+            channels, ImageNet's stem, BatchNorms of a VGG, a PreActResNet's last one and, but for
+            wide ResNets, the widths are read off the arrays.
         mean: one number for each channel on the [0, 1] pixel scale, for networks whose
             normalisation is in their code; buffers called mean and std, or mu and sigma, are used.
         std: one number above 0 for each channel, likewise.
@@ -83,17 +87,17 @@ def from_torch(
             )
     arrays = {key: value for key, value in arrays.items() if not key.startswith(naming.ignored)}
     shapes = {key: tuple(value.shape) for key, value in arrays.items()}
-    blocks = arguments.get("blocks", defaults["blocks"])
+    blocks = arguments.get("blocks", defaults.get("blocks", ()))
 
     def size(axis: int, *path: Any) -> int | None:
         shape = shapes.get(naming.name(path, blocks, shapes), ())
         return shape[axis] if axis < len(shape) else None
 
     # What cannot be read is missing or misshaped, which `_filled` reports whatever stands here.
-    arguments = _inferred(family, defaults, size) | dict(naming.arguments) | arguments
+    arguments = inferred(family, defaults, size) | dict(naming.arguments) | arguments
     if input_shape is None:
         side = 224 if arguments.get("stem") == "imagenet" else 32
-        input_shape = (side, side, size(1, "conv", "kernel") or 3)
+        input_shape = (side, side, size(1, *naming.first, "kernel") or 3)
     mean, std = _normalisation(constants, mean, std, input_shape[-1])
     classes = size(0, "head", "kernel") or 1
     spec = spec_of(name, classes, input_shape, mean, std, jnp.float32, arguments)
@@ -199,33 +203,6 @@ def _normalisation(
                 f"`{kind}` must be given, as the file holds only {', '.join(constants)}"
             )
     return chosen["mean"], chosen["std"]
-
-
-def _inferred(
-    family: type[Classifier], defaults: Mapping[str, Any], size: Callable[..., int | None]
-) -> dict[str, Any]:
-    """Arguments of the family, as far as the shapes show others than the usual ones."""
-    if "stem_width" in defaults:  # a wide network, whose name says it all
-        return {}
-    stem = size(0, "conv", "kernel")
-    if family is ResNet:
-        width = size(0, "blocks", 0, "convs", 0, "kernel") or stem
-        imagenet = size(2, "conv", "kernel") == 7
-        return _unusual(family, defaults, width=width, stem="imagenet" if imagenet else "cifar")
-    width = size(0, "blocks", 0, "conv1", "kernel") or stem
-    return _unusual(
-        family,
-        defaults,
-        width=width,
-        stem_width=None if stem == width else stem,
-        final_norm=size(0, "norm", "scale") is not None,
-    )
-
-
-def _unusual(family: type[Classifier], defaults: Mapping[str, Any], **found: Any) -> dict[str, Any]:
-    usual = {key: p.default for key, p in inspect.signature(family.__init__).parameters.items()}
-    usual |= defaults
-    return {key: v for key, v in found.items() if v is not None and v != usual[key]}
 
 
 def _filled(

@@ -18,24 +18,7 @@ from jaxtyping import Array, Float
 
 from jaxclus import _checks
 from jaxclus.models import _ops
-
-
-def _leaky_relu(x: jax.Array) -> jax.Array:
-    return jax.nn.leaky_relu(x, negative_slope=0.01)
-
-
-def _exact_gelu(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=False)
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": jax.nn.relu,
-    "leaky_relu": _leaky_relu,
-    "gelu": _exact_gelu,
-    "silu": jax.nn.silu,
-    "softplus": jax.nn.softplus,
-    "tanh": jnp.tanh,
-}
+from jaxclus.models._activations import ACTIVATIONS
 
 
 def uniform_bound(kernel_shape: Sequence[int]) -> float:
@@ -182,7 +165,10 @@ class Activation(nnx.Module):
 
     @classmethod
     def named(cls, name: str) -> "Activation":
-        """The activation of that name: relu, leaky_relu (0.01), gelu (exact), silu, softplus, tanh.
+        """The activation of that name.
+
+        Args:
+            name: relu, leaky_relu (0.01), gelu (exact), silu, softplus, tanh or linbp.
 
         Raises:
             ValueError: if the name is not known.
@@ -215,6 +201,18 @@ class MaxPool(_Pool):
         return _ops.max_pool(x, self.window, self.strides, self.padding)
 
 
+class FittingMaxPool(MaxPool):
+    """Max-pool that leaves maps lower or narrower than its window as they are.
+
+    So networks made for larger images work on small ones, where a plain pool would leave no pixel.
+    """
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        """The pooled maps, or x itself."""
+        fits = all(n >= size for n, size in zip(x.shape[1:3], self.window, strict=True))
+        return super().__call__(x) if fits else x
+
+
 class AvgPool(_Pool):
     """Sum of each window divided by the window's size; padding counts as zeros, as in PyTorch."""
 
@@ -233,10 +231,20 @@ class GlobalAvgPool(nnx.Module):
 
 
 class Flatten(nnx.Module):
-    """All pixels and channels of an image in one axis, rows first, channels last."""
+    """All pixels and channels of an image in one axis.
+
+    Args:
+        channels_first: whether to run through channels, rows, columns, as PyTorch does, instead of
+            rows, columns, channels; a dense layer that follows then has the rows of PyTorch's.
+    """
+
+    def __init__(self, channels_first: bool = False):
+        self.channels_first = channels_first
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
         """One vector for each image."""
+        if self.channels_first:
+            x = x.transpose(0, 3, 1, 2)
         return x.reshape(x.shape[0], -1)
 
 

@@ -29,7 +29,7 @@ class PreActBlock(nnx.Module):
         shortcut_input: what a shortcut's convolution sees, "activated" or "raw".
         shortcut_size: its height and width, in pixels.
         stride_padding: where 3x3 convolutions of stride 2 have their zeros, "both" or "after".
-        activation: relu, leaky_relu, gelu, silu, softplus or tanh.
+        activation: relu, leaky_relu, gelu, silu, softplus, tanh or linbp.
         dtype: type of the computation.
         rngs: source of the initial values.
     """
@@ -87,7 +87,7 @@ class PreActResNet(Classifier):
         stride_padding: where 3x3 convolutions of stride 2 have their zeros: on all sides ("both"),
             or below and on the right only ("after", as DeepMind's networks, whose heights and
             widths must halve evenly).
-        activation: relu, leaky_relu, gelu, silu, softplus or tanh.
+        activation: relu, leaky_relu, gelu, silu, softplus, tanh or linbp.
         mean: subtracted per channel, or None for 0.
         std: divided by per channel, or None for 1.
         dtype: type of the computation.

@@ -54,7 +54,7 @@ class ResidualBlock(nnx.Module):
         width: channels of the inner convolutions.
         strides: 1, or 2 to halve height and width.
         bottleneck: which of the two kinds.
-        activation: relu, leaky_relu, gelu, silu, softplus or tanh.
+        activation: relu, leaky_relu, gelu, silu, softplus, tanh or linbp.
         dtype: type of the computation.
         rngs: source of the initial values.
     """
@@ -110,7 +110,7 @@ class ResNet(Classifier):
         bottleneck: whether blocks are bottlenecks, whose output has 4 times as many channels.
         stem: "cifar", a 3x3 convolution, or "imagenet", a 7x7 convolution of stride 2 and a 3x3
             max-pool of stride 2.
-        activation: relu, leaky_relu, gelu, silu, softplus or tanh.
+        activation: relu, leaky_relu, gelu, silu, softplus, tanh or linbp.
         mean: subtracted per channel, or None for 0.
         std: divided by per channel, or None for 1.
         dtype: type of the computation.

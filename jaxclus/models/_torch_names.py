@@ -4,9 +4,12 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from jaxclus.models._alexnet import AlexNet
 from jaxclus.models._create import family_of
+from jaxclus.models._densenet import DenseNet
 from jaxclus.models._preact_resnet import PreActResNet
 from jaxclus.models._resnet import ResNet
+from jaxclus.models._vgg import VGG
 
 _LEAVES = {
     "kernel": "weight",
@@ -22,9 +25,11 @@ class Naming:
     """How one code base names the layers of a family.
 
     Args:
-        block: name of a block, with {stage} and {number}, which counts from 0 in each stage.
+        block: name of a block, with {stage} and {number}, which counts through each stage.
         layers: for each of our layers, those of a block included, the names in use for it.
         first_stage: what {stage} starts at.
+        first_number: what {number} starts at.
+        first: path of our first convolution.
         ignored: start of the names of layers that the network has and never runs.
         arguments: arguments of the family that all networks with these names need.
         untold: arguments, mean and std included, that no network has a usual value of, so that
@@ -34,13 +39,16 @@ class Naming:
     block: str
     layers: Mapping[str, tuple[str, ...]]
     first_stage: int = 1
+    first_number: int = 0
+    first: tuple[Any, ...] = ("conv",)
     ignored: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     untold: tuple[str, ...] = ()
 
     def block_name(self, stage: int, number: int) -> str:
         """The name, with a dot at its end, of a block of a stage, both counted from 0."""
-        return self.block.format(stage=stage + self.first_stage, number=number) + "."
+        stage, number = stage + self.first_stage, number + self.first_number
+        return self.block.format(stage=stage, number=number) + "."
 
     def name(self, path: Sequence[Any], blocks: Sequence[int], present: Collection[str]) -> str:
         """The name of the variable at `path` of our model.
@@ -55,9 +63,24 @@ class Naming:
         if layer[0] == "blocks":
             _, index, *layer = layer
             block = self.block_name(*_place(index, blocks))
-        known = self.layers[".".join(map(str, layer))]
+        ours = ".".join(map(str, layer))
+        known = self.layers.get(ours, (ours,))  # of a layer without a name, none is in the file
         options = [f"{block}{name}.{_LEAVES[leaf]}" for name in known]
         return next((option for option in options if option in present), options[0])
+
+
+class _NumberedBlocks(Naming):
+    """A VGG's naming: layers with and without weights are counted through in one sequence."""
+
+    def name(self, path: Sequence[Any], blocks: Sequence[int], present: Collection[str]) -> str:
+        if path[0] != "blocks":
+            return super().name(path, blocks, present)
+        _, index, layer, leaf = path
+        stage, _ = _place(index, blocks)
+        # Convolution, activation and perhaps BatchNorm of each block; a pool ends each stage.
+        normed = any(name.endswith(".running_mean") for name in present)
+        number = index * (3 if normed else 2) + stage + (layer == "norm")
+        return f"{self.block}.{number}.{_LEAVES[leaf]}"
 
 
 def naming_of(name: str, present: Collection[str]) -> Naming:
@@ -69,7 +92,7 @@ def naming_of(name: str, present: Collection[str]) -> Naming:
     family, _ = family_of(name)
     if family not in _NAMINGS:
         raise ValueError(
-            f"`name` must be that of a ResNet, PreActResNet or WideResNet, got {name!r}"
+            f"`name` must be that of a network known in PyTorch, not of a cnn, got {name!r}"
         )
     first, *others = _NAMINGS[family]
     matching = (n for n in others if any(key.startswith(n.block_name(0, 0)) for key in present))
@@ -152,7 +175,34 @@ _DEEPMIND_PREACT = Naming(
     arguments={"stride_padding": "after", "shortcut_input": "raw", "shortcut_size": 3},
     untold=_DEEPMIND_UNTOLD,
 )
+_VGG = _NumberedBlocks("features", {"head": ("classifier",)}, first=("blocks", 0, "conv"))
+# In older files, torchvision's own among them, the layers are called norm.1, conv.1 and so on.
+_DENSENET = Naming(
+    "features.denseblock{stage}.denselayer{number}",
+    {
+        "conv": ("features.conv0",),
+        "norm": ("features.norm0",),
+        "last_norm": ("features.norm5",),
+        "head": ("classifier",),
+    }
+    | {kind + n: (kind + n, f"{kind}.{n}") for kind in ("norm", "conv") for n in ("1", "2")}
+    | {
+        f"transitions.{stage}.{layer}": (f"features.transition{stage + 1}.{layer}",)
+        for stage in range(3)
+        for layer in ("norm", "conv")
+    },
+    first_number=1,
+)
+_ALEXNET = Naming(
+    "",
+    {f"convs.{i}": (f"features.{n}",) for i, n in enumerate((0, 3, 6, 8, 10))}
+    | {"dense.0": ("classifier.1",), "dense.1": ("classifier.4",), "head": ("classifier.6",)},
+    first=("convs", 0),
+)
 _NAMINGS: dict[type, tuple[Naming, ...]] = {
     ResNet: (_TORCHVISION,),
     PreActResNet: (_PREACT, _WIDE, _DEEPMIND_WIDE, _DEEPMIND_PREACT),
+    VGG: (_VGG,),
+    DenseNet: (_DENSENET,),
+    AlexNet: (_ALEXNET,),
 }

@@ -196,6 +196,7 @@ SUSPECTED = {
         "custom gradient",
         behind(lambda x: x - lax.stop_gradient(x) + lax.stop_gradient(jnp.round(x))),
     ),
+    "LinBP": ("custom gradient", behind(jc.models.linbp)),
     "custom_vjp": ("custom gradient", behind(straight_through)),
     "custom_jvp": ("custom gradient", behind(guided)),
     "custom_vjp in scan": (
@@ -311,6 +312,12 @@ FAMILIES = {
     "resnet50": {"width": 4, "stem": "imagenet", "activation": "gelu"},
     "preact_resnet18": {"width": 4},
     "wide_resnet_10_1": {"activation": "silu"},
+    "vgg11": {"width": 4},
+    "vgg13": {"width": 4, "blocks": (1, 2), "batch_norm": False},
+    "vgg16": {"width": 4, "blocks": (1, 1)},
+    "vgg19": {"width": 4, "blocks": (2,)},
+    "densenet121": {"growth": 2, "blocks": (1, 1)},
+    "alexnet": {"widths": (4, 4, 4, 4, 4), "hidden": (4,)},
 }
 
 

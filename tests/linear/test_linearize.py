@@ -8,7 +8,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from jaxclus.linear import implicit_weight, linearize, nonlinear_primitives
-from jaxclus.models import _ops
+from jaxclus.models import _ops, linbp
 
 SHAPE = (6, 6, 2)
 X = jax.random.uniform(jax.random.key(1), (3, *SHAPE))
@@ -76,6 +76,7 @@ HAND_WRITTEN = {
         0.5 * x * (1 + jnp.tanh(jnp.sqrt(2 / jnp.pi) * (x + 0.044715 * x * x * x)))
     ),
     "hard swish": lambda x: x * jax.nn.relu6(x + 3) / 6,
+    "LinBP": linbp,
     "mish": lambda x: x * jnp.tanh(jnp.log1p(jnp.exp(x))),
     "compiled": jax.jit(lambda x: jnp.maximum(jax.jit(lambda x: -x)(x), 0) * -1),
 }

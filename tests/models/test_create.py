@@ -32,10 +32,20 @@ def parameters(name, classes, **arguments):
         ("preact_resnet18", 10, {}, 11_171_146),
         ("preact_resnet18", 10, {"final_norm": True}, 11_172_170),
         ("wide_resnet_28_10", 10, {}, 36_479_194),
+        ("vgg11", 10, {}, 9_231_114),
+        ("vgg16", 10, {}, 14_728_266),
+        ("densenet121", 10, {}, 6_956_298),
+        ("densenet121", 1000, {"stem": "imagenet"}, 7_978_856),
     ],
 )
 def test_published_parameter_counts(name, classes, arguments, count):
     assert parameters(name, classes, **arguments) == count
+
+
+def test_published_parameter_count_of_alexnet():
+    """Its dense layers, and so its parameters, depend on the size of the images."""
+    spec = models.ModelSpec("alexnet", 1000, (224, 224, 3), arguments=(("stem", "imagenet"),))
+    assert sum(leaf.size for leaf in jax.tree.leaves(spec.abstract())) == 61_100_840
 
 
 def test_one_key_gives_one_model_in_eval_mode():
@@ -137,6 +147,15 @@ def test_bad_arguments(changes, error, message):
         ("resnet18", {"stem": "tiny"}, "`stem` must be one of cifar, imagenet; got 'tiny'"),
         ("resnet18", {"width": 0}, "`width` must be at least 1, got 0"),
         ("preact_resnet18", {"stem_width": 0}, "`stem_width` must be at least 1, got 0"),
+        ("vgg11", {"width": 0}, "`width` must be at least 1, got 0"),
+        ("vgg11", {"blocks": (1, 0)}, "`blocks` must be at least 1, got 0"),
+        ("vgg11", {"activation": "step"}, "`activation` must be one of gelu, .*linbp.*; got 'st"),
+        ("densenet121", {"growth": 0}, "`growth` must be at least 1, got 0"),
+        ("densenet121", {"stem": "tiny"}, "`stem` must be one of cifar, imagenet; got 'tiny'"),
+        ("alexnet", {"widths": (4, 4)}, r"`widths` must be 5 numbers, got \(4, 4\)"),
+        ("alexnet", {"widths": (4, 4, 4, 4, 0)}, "`widths` must be at least 1, got 0"),
+        ("alexnet", {"hidden": (4, 0)}, "`hidden` must be at least 1, got 0"),
+        ("alexnet", {"stem": "tiny"}, "`stem` must be one of cifar, imagenet; got 'tiny'"),
     ],
 )
 def test_bad_family_arguments(name, arguments, message):

@@ -115,6 +115,22 @@ def test_normalize_by_hand():
     assert not jax.tree.leaves(layer)
 
 
+def test_flatten_in_the_order_of_pytorch():
+    x = jnp.arange(12.0).reshape(1, 2, 3, 2)
+    np.testing.assert_array_equal(
+        models.Flatten(channels_first=True)(x), [[0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]]
+    )
+
+
+def test_linbp_is_relu_with_the_derivative_of_the_identity():
+    x = jnp.array([-2.5, -1e-3, 0.0, 1e-3, 40.0])
+    value, tangent = jax.jvp(models.linbp, (x,), (2 * jnp.ones(5),))
+    np.testing.assert_array_equal(value, jax.nn.relu(x))
+    np.testing.assert_array_equal(tangent, [2.0] * 5)
+    gradient = jax.grad(lambda x: models.linbp(x).sum())(x)
+    np.testing.assert_array_equal(gradient, [1.0] * 5)
+
+
 @pytest.mark.parametrize(
     "name, at_minus_one, at_one",
     [
@@ -124,6 +140,7 @@ def test_normalize_by_hand():
         ("silu", -0.26894142, 0.73105858),
         ("softplus", 0.31326169, 1.31326169),
         ("tanh", -0.76159416, 0.76159416),
+        ("linbp", 0.0, 1.0),
     ],
 )
 def test_activations_by_name(name, at_minus_one, at_one):

@@ -24,7 +24,11 @@ FAMILIES = {
     "resnet50": ("resnet50", {"width": 2, "blocks": (1, 1)}, 16),
     "preact_resnet18": ("preact_resnet18", {"width": 2, "blocks": (1, 1)}, 4),
     "wide_resnet": ("wide_resnet_10_1", {"width": 3, "stem_width": 2}, 12),
+    "vgg": ("vgg11", {"width": 4, "blocks": (1, 1, 1, 1)}, 32),
+    "densenet": ("densenet121", {"growth": 2, "blocks": (1, 2)}, 7),
+    "alexnet": ("alexnet", {"widths": (6, 6, 6, 6, 6), "hidden": (24, 16)}, 16),
 }
+WITHOUT_NORM = ("cnn_without_norm", "alexnet")
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -81,13 +85,13 @@ def test_train_mode_updates_every_statistic_and_only_in_the_view(family, x):
     before = [np.array(value) for value in batch_stats(model)]
     logits, stats = train_mode(model, x)
     assert np.isfinite(logits).all()
-    assert len(before) == (0 if family == "cnn_without_norm" else len(jax.tree.leaves(stats)))
+    assert len(before) == (0 if family in WITHOUT_NORM else len(jax.tree.leaves(stats)))
     for old, new, now in zip(before, jax.tree.leaves(stats), batch_stats(model), strict=True):
         assert (old != new).any()
         np.testing.assert_array_equal(now, old)
 
 
-@pytest.mark.parametrize("family", ["cnn", "resnet18_imagenet", "wide_resnet"])
+@pytest.mark.parametrize("family", ["cnn", "resnet18_imagenet", "wide_resnet", "densenet"])
 def test_bfloat16_keeps_parameters_and_logits_in_float32(family, x):
     model = model_of(family, "bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype("float32")}
@@ -146,11 +150,63 @@ def test_mean_or_std_alone(x):
     np.testing.assert_allclose(apply(scaled, x), apply(bare, x * 2), atol=1e-5)
 
 
-def test_residual_networks_take_other_sizes_and_cnn_does_not():
+@pytest.mark.parametrize("family", ["resnet8", "vgg", "densenet"])
+def test_globally_averaging_networks_take_other_sizes(family):
     small = jnp.zeros((1, 5, 7, 1))
-    assert jax.eval_shape(apply, model_of("resnet8"), small).shape == (1, 3)
+    assert jax.eval_shape(apply, model_of(family), small).shape == (1, 3)
+
+
+@pytest.mark.parametrize("family", ["cnn", "alexnet"])
+def test_networks_that_see_every_position_do_not(family):
     with pytest.raises(ValueError, match=r"`x` must be images of \(8, 12\) pixels, got \(5, 7\)"):
-        model_of("cnn")(small)
+        model_of(family)(jnp.zeros((1, 5, 7, 1)))
+
+
+@pytest.mark.parametrize(
+    "size, sizes",
+    [
+        ((32, 32), [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]),
+        ((28, 28), [(14, 14), (7, 7), (3, 3), (1, 1), (1, 1)]),
+        ((2, 9), [(1, 4)] * 5),
+        ((1, 1), [(1, 1)] * 5),
+    ],
+)
+def test_vgg_pools_while_there_are_pixels(size, sizes):
+    arguments = (("blocks", (1, 1, 1, 1, 1)),)
+    model = models.ModelSpec("vgg11", 10, (*size, 1), arguments=arguments).abstract()
+    maps, found = jax.ShapeDtypeStruct((2, *size, 1), jnp.float32), []
+    for block in model.blocks:
+        maps = jax.eval_shape(lambda block, x: block(x), block, maps)
+        found.append(maps.shape[1:3])
+    assert found == sizes
+
+
+def test_densenet_refuses_images_that_its_transitions_use_up():
+    with pytest.raises(ValueError, match=r"`x` must be images of at least 2 pixels .* \(1, 7\)"):
+        model_of("densenet")(jnp.zeros((1, 1, 7, 1)))
+    for stem, least in [("cifar", 8), ("imagenet", 29)]:
+        arguments = (("blocks", (1, 1, 1, 1)), ("growth", 1), ("stem", stem))
+        model = models.ModelSpec("densenet121", 3, (least, 40, 1), arguments=arguments).abstract()
+        shapes = jax.make_jaxpr(lambda m, x: m(x))(model, jnp.zeros((1, least, 40, 1)))
+        assert all(v.aval.size > 0 for e in shapes.eqns for v in e.outvars)
+        message = f"`input_shape` must be images of at least {least} pixels"
+        with pytest.raises(ValueError, match=message):
+            models.ModelSpec("densenet121", 3, (40, least - 1, 1), arguments=arguments).abstract()
+
+
+@pytest.mark.parametrize("side, positions", [(8, 1), (28, 1), (32, 4), (64, 16)])
+def test_alexnet_takes_small_images(side, positions):
+    model = models.ModelSpec("alexnet", 10, (side, side, 3)).abstract()
+    assert model.dense[0].kernel.shape == (256 * positions, 4096)
+    assert jax.eval_shape(apply, model, jnp.zeros((2, side, side, 3))).shape == (2, 10)
+
+
+def test_alexnet_refuses_images_that_its_first_convolution_uses_up():
+    arguments = (("hidden", ()), ("stem", "imagenet"))
+    least = models.ModelSpec("alexnet", 2, (7, 9, 1), arguments=arguments).abstract()
+    assert least.head.kernel.shape == (256, 2)
+    with pytest.raises(ValueError, match=r"`input_shape` must be .* at least 7 pixels .*\(9, 6\)"):
+        models.ModelSpec("alexnet", 2, (9, 6, 1), arguments=arguments).abstract()
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 12, 3), (1, 1, 8, 12)])

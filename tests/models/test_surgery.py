@@ -104,6 +104,24 @@ def test_swapped_activation_equals_the_one_created_by_name(x):
     np.testing.assert_array_equal(apply(swapped, x), apply(silu, x))
 
 
+def test_linbp_has_the_logits_of_relu_and_the_gradients_of_the_linear_network(model, x):
+    """None of these networks has a max-pool, so activations are all that is not affine."""
+
+    @jax.jit
+    def logits_and_jacobians(model, x):
+        return model(x), jax.vmap(jax.jacrev(lambda image: model(image[None])[0]))(x)
+
+    logits, jacobians = logits_and_jacobians(model, x)
+    linear = models.replace_activation(model, models.linbp)
+    same_logits, linear_jacobians = logits_and_jacobians(linear, x)
+    np.testing.assert_allclose(same_logits, logits, atol=1e-6)
+    weight, _ = jc.implicit_weight(jc.linearize(model), SHAPE)
+    scale = np.abs(weight).max()
+    for found, own in zip(linear_jacobians, jacobians, strict=True):
+        np.testing.assert_allclose(found, weight, rtol=0, atol=1e-5 * scale)
+        assert np.abs(own - weight).max() > 1e-2 * scale
+
+
 def test_features_is_a_pytree_callable_and_a_copy(model, x):
     taken, expected = snapshot(model), jax.jit(lambda model, x: model.features(x))(model, x)
     embed = models.features(model)
