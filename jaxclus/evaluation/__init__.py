@@ -4,6 +4,8 @@ from jaxclus.evaluation._clustering_effect import (
     ClusteringEffect,
     LinearVariant,
     clustering_effect,
+    discover_groups,
+    implicit_correlation,
 )
 from jaxclus.evaluation._masking import Masking, masking
 from jaxclus.evaluation._predict import MICROBATCH
@@ -33,6 +35,8 @@ __all__ = [
     "clustering_effect",
     "correct",
     "describe",
+    "discover_groups",
+    "implicit_correlation",
     "masking",
     "robustness",
     "robustness_curve",

@@ -1,17 +1,18 @@
 """The clustering effect of one network: what its linear sub-network says about its classes."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from jaxclus import _classifier, clustering, linear, models, parallel
 from jaxclus.clustering import ClusteringScore, Hierarchy
-from jaxclus.data import Dataset, to_float
+from jaxclus.data import Dataset, Groups, to_float
 from jaxclus.evaluation._predict import predict
 
 
@@ -108,8 +109,7 @@ def clustering_effect(model: _classifier.Classifier, data: Dataset) -> Clusterin
     Bai et al., "Clustering Effect of (Linearized) Adversarial Robust Models", NeurIPS 2021,
     arXiv:2111.12922.
     """
-    if not isinstance(model, models.Classifier):
-        raise TypeError(f"`model` must be a jc.models.Classifier, got {type(model).__name__}")
+    model = _checked(model)
     x = to_float(data.images[:64])
     variants = {
         "with_batch_norm": _variant(model, x, data),
@@ -128,6 +128,62 @@ def clustering_effect(model: _classifier.Classifier, data: Dataset) -> Clusterin
         filters=_filters(model),
         num_images=len(data),
     )
+
+
+def implicit_correlation(
+    model: _classifier.Classifier, input_shape: Sequence[int]
+) -> Float[Array, "k k"]:
+    """The paper's matrix C of a network: correlations of W of its linear part without BatchNorm.
+
+    Args:
+        model: a network of `jc.models` of k classes, in eval mode.
+        input_shape: (h, w, c) of its images.
+
+    Returns:
+        C [k, k], float32; no image is needed.
+
+    Raises:
+        TypeError, ValueError: as `clustering_effect`.
+
+    Bai et al., arXiv:2111.12922.
+    """
+    affine = linear.linearize(models.without_batch_norm(_checked(model)))
+    weight, _ = linear.implicit_weight(affine, input_shape)
+    return clustering.correlation(weight)
+
+
+def discover_groups(
+    teacher: _classifier.Classifier, input_shape: Sequence[int], num_groups: int
+) -> Groups:
+    """Groups of classes that a trained network, best a robust one, puts together by itself.
+
+    Average linkage on 1 - C, with C its `implicit_correlation`, cut at `num_groups`: groups for a
+    clustering regulariser where nobody knows better ones.
+
+    Args:
+        teacher: a network of `jc.models`, in eval mode, of k classes.
+        input_shape: (h, w, c) of its images.
+        num_groups: in [1, k].
+
+    Returns:
+        ("group 0", (class, ...)) and so on, numbered by their smallest class.
+
+    Raises:
+        TypeError, ValueError: as `clustering_effect`, and if `num_groups` is no integer in [1, k].
+
+    Bai et al., arXiv:2111.12922.
+    """
+    ids = clustering.hierarchy(implicit_correlation(teacher, input_shape)).cut(num_groups)
+    return tuple(
+        (f"group {number}", tuple(np.flatnonzero(ids == number).tolist()))
+        for number in range(num_groups)
+    )
+
+
+def _checked(model: Any) -> models.Classifier:
+    if not isinstance(model, models.Classifier):
+        raise TypeError(f"`model` must be a jc.models.Classifier, got {type(model).__name__}")
+    return model
 
 
 def _variant(model: models.Classifier, x: jax.Array, data: Dataset) -> LinearVariant:

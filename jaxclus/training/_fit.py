@@ -101,9 +101,10 @@ def fit(
         mesh=mesh,
     )
     placed = jax.device_put((data.images, data.labels), parallel.replicated(mesh))
+    images, labels = placed
     start = nnx.view(model, use_running_average=True, raise_if_not_found=False)
     keys = _Keys(*jax.device_put(jax.random.split(key, 4), parallel.replicated(mesh)))
-    objective_state = objective.init(keys.objective, start, *placed, config.batch_size)
+    objective_state = objective.init(keys.objective, start, images, labels, config.batch_size)
     trainer = _Trainer(program, keys, placed, validation, Log(directory), directory)
     trainer.meta = _meta(program, model, data, validation, key)
     state = trainer.start(_step.weights_of(model), objective_state)

@@ -173,22 +173,21 @@ def train_step(
     x_adv = jax.lax.stop_gradient(x_adv)
     of_both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
     (value, (metrics, stats)), (grads, image_grads) = of_both(params, x_adv)
-    objective_state = objective.update(state.objective, x, x_adv, image_grads)
     transform = optimizer(config, program.steps_per_epoch)
     updates, opt_state = transform.update(grads, state.opt_state, params)
     weights = {"params": optax.apply_updates(params, updates), "stats": stats}
     average = state.average
     if average is not None and config.ema_decay is not None:
         average = optax.incremental_update(weights, average, 1 - config.ema_decay)
-    state = TrainState(
+    objective_state = objective.update(state.objective, x, x_adv, image_grads)
+    everywhere = parallel.replicated(program.mesh)
+    state = dataclasses.replace(
+        state,
         step=state.step + 1,
         weights=weights,
         opt_state=opt_state,
         average=average,
-        objective=jax.lax.with_sharding_constraint(
-            objective_state, parallel.replicated(program.mesh)
-        ),
-        best=state.best,
+        objective=jax.lax.with_sharding_constraint(objective_state, everywhere),
     )
     return state, metrics | {"loss": value}
 

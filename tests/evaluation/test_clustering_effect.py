@@ -95,3 +95,32 @@ def test_a_network_that_cannot_be_made_affine_is_named(digits):
     model = jc.models.create("cnn", 10, (8, 8, 1), jax.random.key(0), activation="tanh")
     with pytest.raises(ValueError, match="tanh"):
         jc.evaluation.clustering_effect(model, digits)
+
+
+def test_discovered_groups_are_the_planted_ones():
+    planted = (("a", (0, 4, 5)), ("b", (1, 3)), ("c", (2, 6, 7)))
+    network = jc.models.create("cnn", 8, (8, 8, 1), jax.random.key(0), widths=(8,), hidden=32)
+    columns = np.random.default_rng(0).normal(size=(3, 32))
+    noise = 0.3 * np.random.default_rng(1).normal(size=(8, 32))
+    for number, (_, members) in enumerate(planted):
+        for c in members:
+            network.head.kernel[...] = network.head.kernel.at[:, c].set(columns[number] + noise[c])
+    found = jc.evaluation.discover_groups(network, (8, 8, 1), 3)
+    assert [members for _, members in found] == [members for _, members in planted]
+    matrix = jc.evaluation.implicit_correlation(network, (8, 8, 1))
+    images = np.random.default_rng(2).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)
+    effect = jc.evaluation.clustering_effect(network, jc.data.Dataset(images, np.arange(16) % 8))
+    np.testing.assert_array_equal(matrix, effect.variants["without_batch_norm"].correlation)
+    # They can be handed on as they are.
+    objective = jc.training.objectives.WeightClustering(
+        jc.training.objectives.Standard(), found, beta=1.0
+    )
+    assert objective.groups == (0, 1, 2, 1, 0, 0, 2, 2)
+
+
+def test_discovering_needs_a_network_and_a_number_of_groups():
+    network = jc.models.create("cnn", 4, (8, 8, 1), jax.random.key(0), widths=(4,), hidden=8)
+    with pytest.raises(ValueError, match=r"`num_groups` must be in \[1, 4\], got 5"):
+        jc.evaluation.discover_groups(network, (8, 8, 1), 5)
+    with pytest.raises(TypeError, match="`model` must be a jc.models.Classifier"):
+        jc.evaluation.discover_groups(lambda x: x, (8, 8, 1), 2)

@@ -17,6 +17,7 @@ from jaxclus.training.objectives import (
     MART,
     TRADES,
     Adversarial,
+    CentrePull,
     FastAdversarial,
     FreeAdversarial,
     LogitClustering,
@@ -470,3 +471,37 @@ def test_bad_types_and_shapes_are_named():
         loss_and_gradient(LogitClustering(Standard(), (0, 0, 1, 1)), Softmax(WEIGHT))
     with pytest.raises(ValueError, match="`groups` must be at least two, one of them with at"):
         jc.clustering.within_minus_between(jnp.eye(4), (0, 0, 0, 0))
+
+
+def test_centre_pull_on_softmax_regression():
+    data = jc.data.Dataset((X * 255).astype(np.uint8), Y, tuple("abcde"))
+    objective, network = CentrePull(PGD_AT, beta=2.0), Softmax(WEIGHT)
+    arrays = jnp.asarray(data.images), jnp.asarray(data.labels)
+    state = objective.init(jax.random.key(0), network, *arrays, 3)
+    z = logits_of(data.images / 255)
+    centres = np.stack([z[Y == c].mean(axis=0) if c in Y else np.zeros(5) for c in range(5)])
+    np.testing.assert_allclose(state.centres, centres, rtol=1e-5, atol=1e-6)
+    assert set(range(5)) - set(Y.tolist()), "a class without images is part of the test"
+    graph, params, stats = in_training(network)
+    model = TrainingModel(graph, params, stats)
+    found = objective.loss(model, *map(jnp.asarray, (X, X_ADV, Y)), KEYS, state)
+    pull = ((logits_of(X_ADV) - centres[Y]) ** 2).mean()
+    wanted = cross_entropy(logits_of(X_ADV)).mean() + 2 * pull
+    assert found.loss == pytest.approx(wanted, rel=1e-5)
+    assert found.metrics["distance_to_centre"] == pytest.approx(pull, rel=1e-5)
+
+
+def test_centre_pull_keeps_its_centres_and_the_state_within(tmp_path):
+    data = jc.data.load("digits").take(128)
+    config = TrainingConfig(epochs=2, batch_size=64, learning_rate=0.1)
+    run = fit(
+        jax.random.key(0), small_cnn(), data, CentrePull(FREE), config, directory=tmp_path,
+        devices=ONE, progress=False,
+    )  # fmt: skip
+    saved, _ = jc.training.Checkpoints(tmp_path / "checkpoints").restore()
+    centres, delta = saved["objective"]["centres"], saved["objective"]["inner"]
+    arrays = jnp.asarray(data.images), jnp.asarray(data.labels)
+    start = CentrePull(FREE).init(jax.random.key(0), small_cnn(), *arrays, 64)
+    np.testing.assert_allclose(centres, start.centres, rtol=1e-5, atol=1e-6)
+    assert delta.shape == (64, 8, 8, 1) and 0 < np.abs(delta).max() <= BALL.eps
+    assert run.history[-1]["distance_to_centre"] < run.history[0]["distance_to_centre"]

@@ -12,6 +12,7 @@ from jaxclus.training.objectives._base import (
     TrainingModel,
     mean_cross_entropy,
 )
+from jaxclus.training.objectives._centres import CentrePull
 from jaxclus.training.objectives._clustering import LogitClustering, WeightClustering
 from jaxclus.training.objectives._consistency import MART, TRADES
 from jaxclus.training.objectives._standard import Standard
@@ -22,6 +23,7 @@ __all__ = [
     "MART",
     "TRADES",
     "Adversarial",
+    "CentrePull",
     "FastAdversarial",
     "FreeAdversarial",
     "LogitClustering",

@@ -1,0 +1,111 @@
+"""Fine-tuning that pulls logits towards class centres."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxclus import _checks, _classifier
+from jaxclus._classifier import Classifier
+from jaxclus.data import to_float
+from jaxclus.training.objectives._base import Outcome, TrainingModel
+from jaxclus.training.objectives._wrapped import Wrapped
+
+_BATCH = 256
+
+
+class _Centred(NamedTuple):
+    """The state: the centres [k, k], fixed, and the inner objective's."""
+
+    centres: jax.Array
+    inner: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class CentrePull(Wrapped):
+    """L + beta mean_{b, c} (z_bc - m_{y_b c})^2, with m_y the mean logits of class y at the start.
+
+    The centres m [k, k] are the mean logits of each class over the training set, of the network as
+    it comes, in eval mode; they stay as they are. For transfer to k superclasses the network comes
+    from `jc.models.with_new_head`: so published, the centres are those of a random head.
+
+    Attributes:
+        objective: L; Standard in the paper's code, Adversarial with its flag.
+        beta: weight, at least 0; 2 in the paper's code.
+
+    Bai et al., "Clustering Effect of (Linearized) Adversarial Robust Models", NeurIPS 2021,
+    arXiv:2111.12922, the fine-tuning of its domain adaptation. The published code takes the centres
+    from augmented images, drawn once; here they are taken as they are.
+    """
+
+    beta: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.not_negative("beta", self.beta)
+
+    def init(
+        self,
+        key: jax.Array,
+        model: nnx.Module,
+        images: jax.Array,
+        labels: jax.Array,
+        batch_size: int,
+    ) -> _Centred:
+        inner = self.objective.init(key, model, images, labels, batch_size)
+        return _Centred(_mean_logits(model, images, labels), inner)
+
+    def batch(
+        self, key: jax.Array, step: jax.Array, state: _Centred, size: int
+    ) -> jax.Array | None:
+        return self.objective.batch(key, step, state.inner, size)
+
+    def perturb(
+        self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array, state: _Centred
+    ) -> jax.Array:
+        return self.objective.perturb(keys, model, x, y, state.inner)
+
+    def loss(
+        self,
+        model: TrainingModel,
+        x: jax.Array,
+        x_adv: jax.Array,
+        y: jax.Array,
+        keys: jax.Array,
+        state: _Centred,
+    ) -> Outcome:
+        found = self.objective.loss(model, x, x_adv, y, keys, state.inner)
+        pull = jnp.square(found.logits - state.centres[y]).mean()
+        metrics = found.metrics | {"distance_to_centre": pull}
+        return Outcome(found.loss + self.beta * pull, found.logits, metrics)
+
+    def update(
+        self, state: _Centred, x: jax.Array, x_adv: jax.Array, gradient: jax.Array
+    ) -> _Centred:
+        return state._replace(inner=self.objective.update(state.inner, x, x_adv, gradient))
+
+    def refresh(
+        self, model: nnx.Module, images: jax.Array, labels: jax.Array, state: _Centred
+    ) -> _Centred:
+        inner = self.objective.refresh(model, images, labels, state.inner)
+        return state._replace(inner=inner)
+
+
+def _mean_logits(model: nnx.Module, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean logits of each class, float32 [k, k]; of a class without images, zero."""
+    predict: Any = _classifier.logits(model)  # pyright: ignore[reportArgumentType]
+    pixels, classes = np.asarray(images), np.asarray(labels)
+    # Padded: one compiled shape.
+    places = np.arange(-(-len(pixels) // _BATCH) * _BATCH) % len(pixels)
+    parts = [
+        np.asarray(predict(to_float(pixels[places[start : start + _BATCH]])), np.float64)
+        for start in range(0, len(places), _BATCH)
+    ]
+    logits = np.concatenate(parts)[: len(pixels)]
+    sums = np.zeros((logits.shape[1],) * 2)
+    np.add.at(sums, classes, logits)
+    counts = np.bincount(classes, minlength=len(sums))
+    return jnp.asarray(sums / np.maximum(counts, 1)[:, None], jnp.float32)
