@@ -149,7 +149,7 @@ class Experiment:
         return {
             "method": method,
             "seed": seed,
-            "training_seconds": _seconds(run, setting.batch_size),
+            "training_seconds": seconds(run, setting.batch_size),
             "clean_accuracy": float(jc.evaluation.correct(model, test).mean()),
             "clean_images": len(test),
             "robust_accuracy": robustness.robust_accuracy,
@@ -160,7 +160,7 @@ class Experiment:
         }
 
 
-def _seconds(run: jc.training.Run, batch_size: int) -> float:
+def seconds(run: jc.training.Run, batch_size: int) -> float:
     """Time spent on training steps, from the log: it survives interruptions."""
     steps = np.diff([0, *(line["step"] for line in run.history)])
     rates = np.array([line["images_per_second"] for line in run.history])

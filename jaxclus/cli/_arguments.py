@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxclus import data
+from jaxclus import data, zoo
 from jaxclus.runs import read_json
 
 
@@ -33,20 +33,32 @@ Number = Annotated[
 
 def dataset_of(run: Path, name: str | None, split: str, num_images: int | None) -> data.Dataset:
     """The data set that a command works on: the run's own unless one is named."""
-    config = run / "config.json"
-    if name is None and not config.exists():
-        raise ValueError(
-            f"`dataset` must be given, since {run} is no run directory with a config.json"
-        )
-    found = data.load(name or str(read_json(config)["dataset"]["name"]), split)
+    if name is None:
+        name = _own_dataset(run)
+    found = data.load(name, split)
     return found if num_images is None else found.take(min(num_images, len(found)))
+
+
+def _own_dataset(run: Path) -> str:
+    """The name of the data set that a run or a network of the zoo was trained on."""
+    config = run / "config.json"
+    if config.exists():
+        return str(read_json(config)["dataset"]["name"])
+    if _of_the_zoo(run):
+        return zoo.card(str(run)).dataset
+    raise ValueError(f"`dataset` must be given, since {run} is no run directory with a config.json")
+
+
+def _of_the_zoo(run: Path) -> bool:
+    return not run.exists() and str(run) in zoo.list()
 
 
 def artefacts(run: Path, output: Path | None) -> Path:
     """Where a command writes: into the run directory unless another is named."""
-    if not run.exists():
+    if not run.exists() and not _of_the_zoo(run):
         raise FileNotFoundError(
-            f"`run_path` must be a run directory or a .safetensors file, found no {run}"
+            "`run_path` must be a run directory, a .safetensors file or a network of the zoo "
+            f"(`jaxclus zoo`), found no {run}"
         )
     if output is not None:
         return output

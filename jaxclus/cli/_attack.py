@@ -34,7 +34,7 @@ class Attack:
     """
 
     run_path: tyro.conf.Positional[Path]
-    """A run directory of `jaxclus train`, or a .safetensors file."""
+    """A run directory of `jaxclus train`, a .safetensors file, or a network of `jaxclus zoo`."""
     eps: tuple[Number, ...]
     """Radii on the pixel scale [0, 1]."""
     attack: Literal[

@@ -31,7 +31,7 @@ class Evaluate:
     """
 
     run_path: tyro.conf.Positional[Path]
-    """A run directory of `jaxclus train`, or a .safetensors file."""
+    """A run directory of `jaxclus train`, a .safetensors file, or a network of `jaxclus zoo`."""
     eps: Number
     """Radius on the pixel scale [0, 1]."""
     norm: Literal["linf", "l2", "l1"] = "linf"

@@ -20,7 +20,7 @@ class Linearize:
     """
 
     run_path: tyro.conf.Positional[Path]
-    """A run directory of `jaxclus train`, or a .safetensors file."""
+    """A run directory of `jaxclus train`, a .safetensors file, or a network of `jaxclus zoo`."""
     dataset: str | None = None
     """Default: the one the run was trained on; its class groups are scored."""
     split: str = "test"

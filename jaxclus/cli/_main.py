@@ -17,6 +17,7 @@ from jaxclus.cli._evaluate import Evaluate
 from jaxclus.cli._linearize import Linearize
 from jaxclus.cli._report import Report
 from jaxclus.cli._train import Train
+from jaxclus.cli._zoo import Zoo
 from jaxclus.training import Preempted, TrainingDiverged
 
 _COMMANDS = {
@@ -26,6 +27,7 @@ _COMMANDS = {
     "linearize": Linearize,
     "report": Report,
     "data": Data,
+    "zoo": Zoo,
     "demo": Demo,
 }
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from jaxclus import attacks, data, models, runs, threat, training
+from jaxclus import attacks, data, evaluation, models, runs, threat, training, zoo
 from jaxclus.cli._arguments import Number
 from jaxclus.training import TrainingConfig, objectives
 
@@ -22,7 +22,9 @@ class Train:
     Try:
       jaxclus train digits
       jaxclus train fashion_mnist --method pgd --eps 0.1 --epochs 5
-      jaxclus train cifar10 --model resnet18 --method pgd --eps 8/255 --seeds 0 1 2
+      jaxclus train cifar10 --model resnet18 --method trades --eps 8/255 --awp 0.005
+      jaxclus train fashion_mnist --method pgd --eps 0.1 --cluster logits --beta 0.1
+      jaxclus train cifar10 --method fast --eps 8/255 --cluster weight --teacher cifar10-resnet8-pgd
     """
 
     dataset: tyro.conf.Positional[str]
@@ -30,16 +32,30 @@ class Train:
     model: str = "cnn"
     """Architecture: cnn, resnet8, resnet20, resnet18, resnet34, resnet50, preact_resnet18,
     wide_resnet_DEPTH_WIDTH, vgg11, vgg13, vgg16, vgg19, densenet121, alexnet."""
-    method: Literal["standard", "pgd"] = "standard"
-    """Plain training, or training on PGD's adversarial images."""
+    method: Literal["standard", "pgd", "trades", "mart", "fast", "free"] = "standard"
+    """Plain training, or against an adversary: on PGD's images, TRADES, MART, one step from a
+    random start (fast), gradients reused four times over (free: give a quarter of the epochs)."""
     norm: Literal["linf", "l2", "l1"] = "linf"
     """Norm of the adversary's ball."""
     eps: Number | None = None
-    """Radius of the ball on the pixel scale [0, 1]; needed for pgd."""
+    """Radius of the ball on the pixel scale [0, 1]; needed for all methods but standard."""
     attack_steps: int = 10
-    """Gradient steps of the adversary."""
+    """Gradient steps of the adversary, for pgd, trades and mart."""
     step_size: Number | None = None
-    """Length of its steps; default 2.5 * eps / attack_steps."""
+    """Length of its steps; default 2.5 * eps / attack_steps; fast 1.25 * eps, free eps."""
+    tradeoff: float | None = None
+    """Weight of the divergence in trades (default 6) and mart (default 5)."""
+    awp: float | None = None
+    """Size of an adversarial perturbation of the weights (0.005 is usual); default none."""
+    cluster: Literal["logits", "weight"] | None = None
+    """Clustering regulariser: on the logits, as published, or on the implicit weight."""
+    beta: float | None = None
+    """Its weight; default 0.1 on logits, 1 on the implicit weight."""
+    teacher: Path | None = None
+    """A trained network (run, file, or name in `jaxclus zoo`) whose tree gives the groups of the
+    regulariser; default: the groups that ship for the data set."""
+    num_groups: int = 2
+    """How many groups the teacher's tree is cut into."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=TrainingConfig
     )
@@ -53,7 +69,7 @@ class Train:
     output: Path = Path("runs")
     """Directory for the run directories."""
     name: str | None = None
-    """Name of the run directories, before the seed; default DATASET-MODEL-METHOD."""
+    """Name of the run directories, before the seed; default DATASET-MODEL-METHOD and more."""
     deterministic: bool = False
     """Bit-identical results on GPUs too, at some cost in speed."""
 
@@ -74,18 +90,51 @@ class Train:
 
     def directory(self, seed: int) -> Path:
         """The run directory of a seed."""
-        default = f"{Path(self.dataset).stem}-{self.model}-{self.method}"
+        parts = [Path(self.dataset).stem, self.model, self.method]
+        parts += [] if self.awp is None else ["awp"]
+        parts += [] if self.cluster is None else [f"{self.cluster}_clustering"]
+        default = "-".join(parts)
         return self.output / f"{self.name or default}-seed{seed}"
 
-    def objective(self) -> objectives.Objective:
+    def objective(self, train: data.Dataset) -> objectives.Objective:
         """What is minimised."""
+        found = self._method()
+        if self.awp is not None:
+            found = objectives.AWP(found, self.awp)
+        if self.cluster is None:
+            return found
+        kind = {"logits": objectives.LogitClustering, "weight": objectives.WeightClustering}
+        weight = {} if self.beta is None else {"beta": self.beta}
+        return kind[self.cluster](found, self._groups(train), **weight)
+
+    def _method(self) -> objectives.Objective:
         if self.method == "standard":
             return objectives.Standard()
         if self.eps is None:
-            raise ValueError("`eps` must be given for --method pgd, as --eps 8/255")
+            raise ValueError(f"`eps` must be given for --method {self.method}, as --eps 8/255")
         ball = threat.create(self.norm, self.eps)
-        attack = attacks.PGD(ball, steps=self.attack_steps, step_size=self.step_size)
-        return objectives.Adversarial(attack)
+        if self.method == "pgd":
+            attack = attacks.PGD(ball, steps=self.attack_steps, step_size=self.step_size)
+            return objectives.Adversarial(attack)
+        if self.method == "fast":
+            return objectives.FastAdversarial(ball, self.step_size)
+        if self.method == "free":
+            return objectives.FreeAdversarial(ball, step_size=self.step_size)
+        kind = {"trades": objectives.TRADES, "mart": objectives.MART}
+        weight = {} if self.tradeoff is None else {"beta": self.tradeoff}
+        steps = {"steps": self.attack_steps, "step_size": self.step_size}
+        return kind[self.method](ball, **weight, **steps)
+
+    def _groups(self, train: data.Dataset) -> data.Groups:
+        """The groups of the clustering regulariser."""
+        if self.teacher is not None:
+            teacher = zoo.load(self.teacher)
+            return evaluation.discover_groups(teacher, train.input_shape, self.num_groups)
+        if train.groups is None:
+            raise ValueError(
+                f"`teacher` must be given for --cluster, since {train.name} comes without groups"
+            )
+        return train.groups
 
     def _train(self, train: data.Dataset, seed: int, directory: Path) -> str:
         init, split, fit = jax.random.split(jax.random.key(seed), 3)
@@ -93,7 +142,7 @@ class Train:
         if self.validation:
             train, held_out = train.holdout(split, self.validation)
         model = models.create(self.model, train.num_classes, train.input_shape, init)
-        objective = self.objective()
+        objective = self.objective(train)
         record = self._record(train, model, objective, seed)
         # A run that was made with other settings is refused below, and keeps its record.
         if not (directory / "config.json").exists():
@@ -137,7 +186,7 @@ class Train:
                 "fingerprint": train.fingerprint,
             },
             "model": model.spec.to_json() if model.spec else {},
-            "objective": {"name": self.method, **adversary},
+            "objective": {"name": self.method, "settings": repr(objective), **adversary},
             "training": dataclasses.asdict(self.training) | {"validation": self.validation},
             "seed": seed,
             **runs.environment(),

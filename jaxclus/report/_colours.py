@@ -17,10 +17,15 @@ def run_colours(count: int) -> tuple[str, ...]:
 def group_colours(run: Run) -> dict[str, str]:
     """A colour per class group of the run's data set, dark enough to be text on white."""
     names = sorted({group for group in run.groups if group is not None}, key=run.groups.index)
-    if len(names) <= len(_GROUPS):
-        return dict(zip(names, _GROUPS, strict=False))
+    return dict(zip(names, palette(len(names)), strict=True))
+
+
+def palette(count: int) -> tuple[str, ...]:
+    """As many different colours for groups, dark enough to be text on white."""
+    if count <= len(_GROUPS):
+        return _GROUPS[:count]
     # Neighbouring hues of many groups are told apart by alternating lightness.
-    return {name: _hue(i / len(names), (0.22, 0.33)[i % 2]) for i, name in enumerate(names)}
+    return tuple(_hue(i / count, (0.22, 0.33)[i % 2]) for i in range(count))
 
 
 def class_colours(run: Run) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from jaxclus import _checks, runs
 from jaxclus._version import __version__
 from jaxclus.models import Classifier, ModelSpec
 from jaxclus.training import Checkpoints
+from jaxclus.zoo import _cards
 
 _FORMAT = "jaxclus"  # the key of our entry in the file's metadata
 
@@ -63,19 +64,26 @@ def load(path: Path | str) -> Classifier:
     """A trained model, in eval mode and float32.
 
     Args:
-        path: a safetensors file of `jc.export`, or the directory of a training run: then its
-            newest intact checkpoint, with the weights that `jc.training.fit` would return.
+        path: a safetensors file of `jc.export`; or the directory of a training run: then its
+            newest intact checkpoint, with the weights that `jc.training.fit` would return; or,
+            where there is nothing of that name, one of `jc.zoo.list()`.
 
     Raises:
         FileNotFoundError: if there is nothing at the path.
-        ValueError: if what is there is no such file or run, or none of its checkpoints is intact.
+        ValueError: if what is there is no such file or run, or none of its checkpoints is intact;
+            or if a network of the zoo is not the one of its model card.
     """
     path = Path(path)
     if path.is_dir():
         return _load_run(path)
-    if not path.exists():
-        raise FileNotFoundError(f"`path` must be a model file or a run directory, found no {path}")
-    return _load_file(path)
+    if path.exists():
+        return _load_file(path)
+    if str(path) in _cards.names():
+        return _load_file(_cards.checked_path(str(path)))
+    raise FileNotFoundError(
+        f"`path` must be a model file, a run directory or a network of the zoo "
+        f"({', '.join(_cards.names())}), found no {path}"
+    )
 
 
 def _load_file(path: Path) -> Classifier:

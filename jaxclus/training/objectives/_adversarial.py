@@ -97,7 +97,7 @@ class FreeAdversarial(Objective):
     Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019, arXiv:1904.12843, algorithm 1.
     """
 
-    threat: Linf
+    threat: Threat
     replays: int = 4
     step_size: float | None = None
 

@@ -1,0 +1,71 @@
+"""The figures of model cards: measured, and measured again."""
+
+import jax
+
+from jaxclus import attacks, clustering, data, evaluation, models, threat
+from jaxclus.data import Dataset
+from jaxclus.evaluation._result import as_digits
+from jaxclus.zoo._cards import Figures, card
+from jaxclus.zoo._weights import load
+
+
+def measure(
+    model: models.Classifier, images: Dataset, ball: threat.Threat, num_images: int
+) -> Figures:
+    """Clean, PGD and AutoAttack accuracy and the clustering score, as model cards have them.
+
+    Args:
+        model: a network of `jc.models`.
+        images: the test set, with groups.
+        ball: the threat model.
+        num_images: the first so many are attacked.
+    """
+    key, few = jax.random.key(0), images.take(num_images)
+    found = [
+        evaluation.robustness(key, model, attack, few)
+        for attack in (attacks.PGD(ball, steps=20), attacks.AutoAttack(ball))
+    ]
+    matrix = evaluation.implicit_correlation(model, images.input_shape)
+    assert images.groups is not None
+    score = clustering.clustering_score(matrix, images.groups)
+    return Figures(
+        clean_accuracy=float(evaluation.correct(model, images).mean()),
+        clean_images=len(images),
+        attacked_images=num_images,
+        pgd_accuracy=found[0].robust_accuracy,
+        autoattack_accuracy=found[1].robust_accuracy,
+        pgd_verdicts=as_digits(found[0].robust),
+        autoattack_verdicts=as_digits(found[1].robust),
+        within_minus_between=round(score.difference, 4),
+        adjusted_rand=round(score.adjusted_rand, 4),
+    )
+
+
+def remeasure(name: str, num_images: int | None = None) -> tuple[Figures, Figures]:
+    """The figures on a network's card, and the same ones measured here and now.
+
+    On CPUs of the same instruction set and with the versions on the card they are equal, image by
+    image; elsewhere rounding may decide single images differently.
+
+    Args:
+        name: one of `jc.zoo.list()`.
+        num_images: the first so many are attacked, at most as many as on the card; default all.
+
+    Raises:
+        ValueError: for another name or number, or if the test set here is not the one on the card.
+        FileNotFoundError: if the test set is not prepared.
+    """
+    found = card(name)
+    count = found.figures.attacked_images if num_images is None else num_images
+    if not 1 <= count <= found.figures.attacked_images:
+        raise ValueError(
+            f"`num_images` must be in [1, {found.figures.attacked_images}], got {num_images}"
+        )
+    images = data.load(found.dataset, "test")
+    if images.fingerprint != found.test_fingerprint:
+        raise ValueError(
+            f"{found.dataset} must be the set that {name} was measured on ({found.note}, "
+            f"fingerprint {found.test_fingerprint[:12]}), got {images.fingerprint[:12]}"
+        )
+    ball = threat.create(found.norm, found.eps)
+    return found.figures.first(count), measure(load(name), images, ball, count)
