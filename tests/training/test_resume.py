@@ -208,7 +208,7 @@ class Counting(Objective):
             "memory": jnp.zeros((8, 4, 4, 1)),
         }
 
-    def batch(self, key, step, state, size):
+    def batch(self, key, number, state, size):
         # The first half of the images in even epochs, the second in odd ones.
         return jnp.arange(size) + size * (state["epoch"] % 2)
 

@@ -64,7 +64,7 @@ class Memorise(Objective):
 
     order: tuple[int, ...] | None = None
 
-    def batch(self, key, step, state, size):
+    def batch(self, key, number, state, size):
         return None if self.order is None else jnp.array(self.order)
 
     def loss(self, model, x, x_adv, y, keys, state):

@@ -101,8 +101,15 @@ class Objective:
         """
         return ()
 
-    def batch(self, key: jax.Array, step: jax.Array, state: Any, size: int) -> jax.Array | None:
-        """Indices [size] of the step's images, or None for shuffled epochs."""
+    def batch(self, key: jax.Array, number: jax.Array, state: Any, size: int) -> jax.Array | None:
+        """Which images a batch has: indices [size], or None for shuffled epochs.
+
+        Args:
+            key: a typed key of the batch's own.
+            number: of the batch since the start of training, int32 scalar.
+            state: the objective's state.
+            size: images in a batch.
+        """
         return None
 
     def perturb(

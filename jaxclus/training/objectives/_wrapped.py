@@ -63,9 +63,9 @@ class Wrapped(Objective):
         return WrappedState(self.own_state(model, images, labels), inner)
 
     def batch(
-        self, key: jax.Array, step: jax.Array, state: WrappedState, size: int
+        self, key: jax.Array, number: jax.Array, state: WrappedState, size: int
     ) -> jax.Array | None:
-        return self.objective.batch(key, step, state.inner, size)
+        return self.objective.batch(key, number, state.inner, size)
 
     def perturb(
         self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array, state: WrappedState
