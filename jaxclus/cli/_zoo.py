@@ -27,6 +27,8 @@ class Zoo:
 
     def run(self) -> None:
         """Prints the cards, or compares them with what is measured now."""
+        if self.num_images is not None and not self.verify:
+            raise ValueError(f"`num_images` is a setting of --verify, got {self.num_images}")
         names = self.names or tuple(zoo.list())
         cards = [zoo.card(name) for name in names]
         if self.verify:
