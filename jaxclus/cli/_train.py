@@ -98,6 +98,7 @@ class Train:
 
     def objective(self, train: data.Dataset) -> objectives.Objective:
         """What is minimised."""
+        self._refuse_what_nobody_reads()
         found = self._method()
         if self.awp is not None:
             found = objectives.AWP(found, self.awp)
@@ -106,6 +107,14 @@ class Train:
         kind = {"logits": objectives.LogitClustering, "weight": objectives.WeightClustering}
         weight = {} if self.beta is None else {"beta": self.beta}
         return kind[self.cluster](found, self._groups(train), **weight)
+
+    def _refuse_what_nobody_reads(self) -> None:
+        # Ignored, --beta without --cluster would train another network than the user believes.
+        if self.tradeoff is not None and self.method not in ("trades", "mart"):
+            raise ValueError(f"`tradeoff` is a setting of trades and mart, not of {self.method}")
+        for name in ("beta", "teacher"):
+            if getattr(self, name) is not None and self.cluster is None:
+                raise ValueError(f"`{name}` is a setting of --cluster logits or weight, got none")
 
     def _method(self) -> objectives.Objective:
         if self.method == "standard":
@@ -129,6 +138,12 @@ class Train:
         """The groups of the clustering regulariser."""
         if self.teacher is not None:
             teacher = zoo.load(self.teacher)
+            fits, found = (train.num_classes, train.input_shape), teacher.spec
+            if found is not None and (found.num_classes, found.input_shape) != fits:
+                raise ValueError(
+                    f"`teacher` must tell {fits[0]} classes of images {fits[1]} apart, got one for "
+                    f"{found.num_classes} classes of images {found.input_shape}"
+                )
             return evaluation.discover_groups(teacher, train.input_shape, self.num_groups)
         if train.groups is None:
             raise ValueError(
