@@ -28,14 +28,18 @@ def measure(
         ball: the threat model.
         num_images: the first so many are attacked.
         devices: default: all.
+
+    Raises:
+        ValueError: if the test set has no groups, or fewer images.
     """
+    if images.groups is None:
+        raise ValueError(f"`images` must come with groups to score against, got {images!r}")
     key, few = jax.random.key(0), images.take(num_images)
     found = [
         evaluation.robustness(key, model, attack, few, devices=devices)
         for attack in (attacks.PGD(ball, steps=20), attacks.AutoAttack(ball))
     ]
     matrix = evaluation.implicit_correlation(model, images.input_shape)
-    assert images.groups is not None
     score = clustering.clustering_score(matrix, images.groups)
     return Figures(
         clean_accuracy=float(evaluation.correct(model, images, devices=devices).mean()),

@@ -79,6 +79,7 @@ def test_the_card_is_complete(name):
     assert not empty(card.environment) and not empty(card.environment["versions"])
     members = [c for _, classes in card.groups for c in classes]
     assert sorted(members) == list(range(len(card.class_names)))
+    assert card.groups == jc.data.class_groups(card.dataset)
     assert jc.threat.create(card.norm, card.eps).eps == card.eps
 
 
@@ -157,6 +158,12 @@ def test_remeasuring_too_few_or_too_many(count):
     most = jc.zoo.card(NAMES[0]).figures.attacked_images
     with pytest.raises(ValueError, match=rf"`num_images` must be in \[1, {most}\], got {count}"):
         jc.zoo.remeasure(NAMES[0], count)
+
+
+def test_measuring_needs_groups():
+    digits = dataclasses.replace(jc.data.load("digits", "test"), groups=None)
+    with pytest.raises(ValueError, match="`images` must come with groups .* got Dataset.*digits"):
+        jc.zoo.measure(jc.load(NAMES[0]), digits, jc.Linf(0.1), FEW)
 
 
 def prepared(name):
