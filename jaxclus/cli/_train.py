@@ -90,11 +90,15 @@ class Train:
 
     def directory(self, seed: int) -> Path:
         """The run directory of a seed."""
-        parts = [Path(self.dataset).stem, self.model, self.method]
+        default = "-".join([Path(self.dataset).stem, self.model, self._method_name()])
+        return self.output / f"{self.name or default}-seed{seed}"
+
+    def _method_name(self) -> str:
+        """The method with what is around it, as "pgd-awp-logits_clustering"."""
+        parts = [self.method]
         parts += [] if self.awp is None else ["awp"]
         parts += [] if self.cluster is None else [f"{self.cluster}_clustering"]
-        default = "-".join(parts)
-        return self.output / f"{self.name or default}-seed{seed}"
+        return "-".join(parts)
 
     def objective(self, train: data.Dataset) -> objectives.Objective:
         """What is minimised."""
@@ -201,7 +205,7 @@ class Train:
                 "fingerprint": train.fingerprint,
             },
             "model": model.spec.to_json() if model.spec else {},
-            "objective": {"name": self.method, "settings": repr(objective), **adversary},
+            "objective": {"name": self._method_name(), "settings": repr(objective), **adversary},
             "training": dataclasses.asdict(self.training) | {"validation": self.validation},
             "seed": seed,
             **runs.environment(),

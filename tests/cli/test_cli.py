@@ -258,7 +258,8 @@ def test_trades_under_awp_with_the_published_regulariser(tmp_path):
     wanted = objectives.AWP(objectives.TRADES(BALL, steps=1), 0.01)
     wanted = objectives.LogitClustering(wanted, DIGITS.groups)
     assert config["settings"] == repr(wanted)
-    assert (config["name"], config["norm"], config["eps"]) == ("trades", "linf", 0.1)
+    assert config["name"] == "trades-awp-logits_clustering"  # what a report calls the method
+    assert (config["norm"], config["eps"]) == ("linf", 0.1)
     (line,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     assert line["regulariser"] > 0 and line["divergence"] > 0 and line["step"] == 3
 
@@ -346,14 +347,18 @@ def test_zoo_verifies_a_card_or_says_what_differs(shipped, capsys, tmp_path, mon
     monkeypatch.setattr(_cards, "DIRECTORY", tmp_path / "models")
     path = tmp_path / "models" / f"{shipped}.json"
     card = json.loads(path.read_text())
-    true = card["figures"]["clean_accuracy"]
-    card["figures"]["clean_accuracy"] = 0.4321
+    figures = card["figures"]
+    true, verdicts = figures["clean_accuracy"], figures["pgd_verdicts"]
+    figures["clean_accuracy"] = 0.4321
+    figures["pgd_verdicts"] = f"{verdicts[:5]}{1 - int(verdicts[5])}{verdicts[6:]}"
     path.write_text(json.dumps(card))
     assert cli.main(words) == 1
     found = capsys.readouterr()
-    assert f"differ from the model cards: {shipped}: clean_accuracy\n" in found.err
+    wrong = [f"{shipped}: {field}" for field in ("clean_accuracy", "pgd_accuracy", "pgd_verdicts")]
+    assert f"differ from the model cards: {', '.join(wrong)}\n" in found.err
     assert "(first 8): DIFFERS" in found.out
-    assert "clean_accuracy: 0.4321 on the card" in found.out and f"{true} here" in found.out
+    assert f"clean_accuracy: 0.4321 on the card, {true} here" in found.out
+    assert "pgd_verdicts: other for image 5\n" in found.out
 
 
 def test_a_network_of_the_zoo_can_be_attacked_and_linearised(shipped, tmp_path, monkeypatch):
