@@ -5,6 +5,7 @@ What ships is found by listing, so that the tests hold for any set of networks b
 
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import jaxclus as jc
+from experiments import zoo
 from jaxclus.attacks import PGD
 from jaxclus.evaluation._result import as_digits
 from jaxclus.zoo import _cards
@@ -89,6 +91,23 @@ def test_the_name_says_data_model_and_method(name):
     dataset, model, method = name.split("-")
     assert (card.name, card.dataset, card.model["name"]) == (name, dataset, model)
     assert (method == "standard") == (card.objective == "Standard()")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_network_has_the_recipe_of_its_name(name):
+    assert name in zoo.NAMES
+    card, (dataset, _, method) = jc.zoo.card(name), name.split("-")
+    labels = np.arange(len(card.class_names))
+    data = jc.data.Dataset(np.zeros((len(labels), 1, 1, 1), np.uint8), labels, groups=card.groups)
+    recipe = zoo.RECIPES[dataset]
+    assert card.objective == repr(zoo.objective(method, recipe, data))
+    assert card.training == json.loads(json.dumps(dataclasses.asdict(recipe.config)))
+    assert (card.norm, card.eps, card.note) == ("linf", recipe.eps, zoo.NOTES[dataset])
+
+
+def test_the_experiment_checks_all_names_before_it_trains():
+    with pytest.raises(ValueError, match="`names` must be some of .*; got 'digits-cnn-pgd'"):
+        zoo.Experiment(names=("fashion_mnist-cnn-pgd", "digits-cnn-pgd"))
 
 
 @pytest.mark.parametrize("name", NAMES)
