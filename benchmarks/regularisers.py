@@ -113,13 +113,14 @@ class Benchmark:
             steps_per_epoch=1,
             mesh=parallel.mesh(jax.devices()[:1]),
         )
-        state = _step.initial_state(program, _step.weights_of(model), (), validated=False)
         rng = np.random.default_rng(self.seed)
         images = rng.integers(0, 256, (self.batch_size, *SHAPE), np.uint8)
         labels = rng.integers(0, 10, self.batch_size, np.int32)
         order = np.arange(self.batch_size, dtype=np.int32)
-        placement = parallel.replicated(program.mesh)
-        batch = jax.device_put((jax.random.key(self.seed), order, images, labels), placement)
+        key, placement = jax.random.key(self.seed), parallel.replicated(program.mesh)
+        batch = jax.device_put((key, order, images, labels), placement)
+        own = objective.init(key, model, *batch[2:], self.batch_size)
+        state = _step.initial_state(program, _step.weights_of(model), own, validated=False)
 
         def step() -> None:
             nonlocal state

@@ -22,7 +22,7 @@ import jax
 import tyro
 
 import jaxclus as jc
-from experiments.clustering_effect import seconds
+from experiments.clustering_trials import seconds
 from jaxclus import runs
 from jaxclus.training import TrainingConfig, objectives
 

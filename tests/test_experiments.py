@@ -1,5 +1,6 @@
 """Experiments run end to end in their quick form; their statistics against closed forms."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,51 +8,137 @@ import numpy as np
 import pytest
 
 import jaxclus as jc
-from experiments import clustering_effect, robustness_table
+from experiments import clustering_effect, clustering_summary, paired, robustness_table, zoo
 
 
-def test_clustering_effect_quick(tmp_path):
+def test_clustering_effect_quick(tmp_path, capsys):
     experiment = clustering_effect.Experiment(
         dataset="digits", quick=True, output=tmp_path, work=tmp_path / "work"
     )
     result = experiment.run()
-    written = json.loads((tmp_path / "clustering_effect-digits-quick.json").read_text())
-    assert written["comparison"] == result["comparison"]
-    assert len(written["runs"]) == 4 and written["quick"] is True
-    row = written["comparison"]["without_batch_norm"]["difference"]
-    assert row["seeds"] == 2 and row["smallest_p"] == 0.25 and 0.25 <= row["p_value"] <= 1
-
-
-def rows(standard, robust):
-    variants = ("with_batch_norm", "without_batch_norm")
-    return [
-        {
-            "method": method,
-            **{v: {"score": dict.fromkeys(clustering_effect.SCORES, x)} for v in variants},
-        }
-        for method, values in (("standard", standard), ("robust", robust))
-        for x in values
-    ]
+    name = tmp_path / "clustering_effect-digits-quick"
+    written = json.loads(name.with_suffix(".json").read_text())
+    assert written["claims"] == json.loads(json.dumps(result["claims"])) and written["quick"]
+    names = {row["trial"] for row in written["rows"]}
+    assert names == {"standard", "pgd", "pgd, weight", "transfer, pgd, logits"}
+    assert all(row["smallest_p"] == 0.25 <= row["p_value"] <= 1 for row in written["claims"])
+    (weight,) = (
+        row
+        for row in written["claims"]
+        if row["claim"] == "the regulariser strengthens the clustering"
+        and row["to"] == "pgd, weight"
+    )
+    assert weight["change"][0] > 0.3 and weight["seeds_with_more"] == 2
+    (pgd, *_) = (row for row in written["rows"] if row["trial"] == "pgd")
+    assert pgd["epochs"][-1] == pytest.approx(pgd["without_batch_norm"]["difference"], abs=1e-4)
+    assert 0 <= pgd["autoattack_accuracy"] <= pgd["clean_accuracy"] + 0.5
+    table = name.with_suffix(".md").read_text()
+    assert "| pgd, weight |" in table and "| transfer, pgd, logits |" in table
+    for kind in ("effect", "matrices"):
+        assert (tmp_path / f"{name.name}-{kind}.png").read_bytes().startswith(b"\x89PNG")
+    # Again: everything is found, nothing trained.
+    capsys.readouterr()
+    assert experiment.run()["rows"] == result["rows"]
+    assert "seed 0" not in capsys.readouterr().out.split("#")[0]
 
 
 @pytest.mark.parametrize(
-    "standard, robust, p",
+    "before, after, p, verdict",
     [
-        ([0.1, 0.2, 0.3], [0.2, 0.4, 0.6], 1 / 8),  # all three rise: one of eight sign flips
-        ([0.2, 0.4, 0.6], [0.1, 0.2, 0.3], 1.0),  # all fall
-        ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3], 1.0),  # no change at all
-        ([0.0, 0.0, 0.0], [0.3, 0.2, -0.1], 2 / 8),  # sums of flips >= 0.4: 0.6 and 0.4
+        ([0.1, 0.2, 0.3], [0.2, 0.4, 0.6], 1 / 8, "not decided"),  # all rise: one of eight flips
+        ([0.2, 0.4, 0.6], [0.1, 0.2, 0.3], 1.0, "does not hold"),  # all fall
+        ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3], 1.0, "does not hold"),  # no change at all
+        ([0.0, 0.0, 0.0], [0.3, 0.2, -0.1], 2 / 8, "not decided"),  # sums >= 0.4: 0.6 and 0.4
+        ([0.0] * 5, [0.1, 0.2, 0.3, 0.4, 0.5], 1 / 32, "holds"),
     ],
 )
-def test_paired_p_value_is_exact(standard, robust, p):
-    found = clustering_effect.compare(rows(standard, robust))["with_batch_norm"]["difference"]
+def test_paired_p_value_is_exact(before, after, p, verdict):
+    found = paired.paired(before, after)
     assert found["p_value"] == pytest.approx(p)
-    assert found["change"][0] == pytest.approx(np.mean(robust) - np.mean(standard), abs=1e-6)
+    assert found["change"][0] == pytest.approx(np.mean(after) - np.mean(before), abs=1e-6)
+    assert paired.verdict(found) == verdict
 
 
 def test_undefined_scores_are_left_out():
-    found = clustering_effect.compare(rows([0.1, None, 0.3], [0.2, 0.4, None]))
-    assert found["with_batch_norm"]["cophenetic"] == {"seeds": 1}
+    found = paired.paired([0.1, None, 0.3], [0.2, 0.4, None])
+    assert found == {"seeds": 1} and paired.verdict(found) == "not decided"
+
+
+def test_every_trial_of_a_setting_is_unlike_the_others():
+    for setting in clustering_effect.SETTINGS.values():
+        planned = clustering_effect.trials(setting)
+        assert len({trial.name for trial in planned}) == len(planned)
+        assert (
+            len({dataclasses.replace(t, name="", factors=()) for t in planned}) >= len(planned) - 2
+        )
+    fashion = clustering_effect.trials(clustering_effect.SETTINGS["fashion_mnist"])
+    radii = [trial.eps for trial in fashion if trial.eps is not None]
+    assert radii == pytest.approx([0.025, 0.05, 0.15])
+
+
+def synthetic_row(trial, seed, score):
+    """A row of every value that the summary reads, all of them `score`."""
+    measured = {"difference": score, "adjusted_rand": score, "silhouette": score}
+    return {
+        "trial": trial.name,
+        "seed": seed,
+        "eps": trial.eps or 0.1,
+        **dict.fromkeys(clustering_summary.ACCURACIES, score),
+        "with_batch_norm": measured,
+        "without_batch_norm": measured,
+        "pattern": {"within": score, "chance": 0.1},
+        "epochs": [0.0, score],
+        "correlation": np.eye(10).tolist(),
+    }
+
+
+def test_claims_of_the_clustering_effect():
+    setting = clustering_effect.SETTINGS["fashion_mnist"]
+    rows = [
+        # Robust networks score 1 more than standard ones, eps 0.025 less than 0.05 and so on.
+        synthetic_row(trial, seed, (trial.method != "standard") + (trial.eps or 0.1) + 0.01 * seed)
+        for seed in range(6)
+        for trial in clustering_effect.trials(setting)
+    ]
+    for name in (transfer.name for transfer in clustering_effect.TRANSFERS):
+        paths = ("source_accuracy", "no_tuning", "tuned", "tuned_without_centres")
+        rows += [
+            {"trial": name, "seed": seed, "chance": 1 / 3, **dict.fromkeys(paths, 0.5)}
+            for seed in range(6)
+        ]
+    found = clustering_summary.claims(rows)
+    verdicts = {}
+    for row in found:
+        verdicts.setdefault(row["claim"], []).append(row["verdict"])
+    assert verdicts["trades clusters more than standard"] == ["holds"]
+    assert verdicts["pgd clusters more: vgg11"] == ["holds"]
+    assert verdicts["pgd clusters more: no BatchNorm"] == ["holds"]
+    assert verdicts["a larger eps of training clusters more"] == ["holds"] * 3
+    assert verdicts["the regulariser raises pgd_accuracy"] == ["does not hold"] * 3
+    assert verdicts["robust networks transfer better"] == ["does not hold"] * 2
+    assert verdicts["attacks reach classes of the same group"] == ["holds"] * 2
+    steps = [row["to"] for row in found if row["claim"].startswith("a larger eps")]
+    assert steps == ["pgd, eps 0.05", "pgd", "pgd, eps 0.15"]
+    groups = [[name, list(members)] for name, members in jc.data.class_groups("fashion_mnist")]
+    result = {
+        "dataset": "fashion_mnist", "setting": dataclasses.asdict(setting), "rows": rows,
+        "claims": found, "groups": groups, "class_names": list("0123456789"), "command": "c",
+        "hardware": "h", "versions": {"jax": "0"}, "minutes": {"training": 1, "evaluation": 2},
+    }  # fmt: skip
+    table = clustering_summary.table(result)
+    assert "| pgd | 112.5 ± 1.9 | 112.5 ± 1.9 |" in table
+    assert "| vgg11 | 50" not in table and "does not hold |" in table
+    effect = clustering_summary.figures(result)["effect"]
+    by_trial, by_epoch, by_eps = effect.axes
+    assert len(by_trial.get_yticklabels()) == len(clustering_effect.trials(setting)) - 3
+    assert [line.get_label() for line in by_epoch.lines][:2] == ["standard", "pgd"]
+    np.testing.assert_allclose(by_eps.lines[-1].get_xdata(), [0.025, 0.05, 0.1, 0.15])
+
+
+def test_zoo_names_its_networks():
+    assert set(jc.zoo.list()) <= set(zoo.NAMES)
+    with pytest.raises(ValueError, match="`names` must be some of .*cifar10-resnet8-pgd.* got 'x'"):
+        zoo.Experiment(("x",)).run()
 
 
 @pytest.fixture

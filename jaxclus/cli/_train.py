@@ -50,7 +50,7 @@ class Train:
     cluster: Literal["logits", "weight"] | None = None
     """Clustering regulariser: on the logits, as published, or on the implicit weight."""
     beta: float | None = None
-    """Its weight; default 0.1 on logits, 1 on the implicit weight."""
+    """Its weight; default 0.1."""
     teacher: Path | None = None
     """A trained network (run, file, or name in `jaxclus zoo`) whose tree gives the groups of the
     regulariser; default: the groups that ship for the data set."""

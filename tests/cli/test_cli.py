@@ -225,7 +225,7 @@ DIGITS = jc.data.load("digits")
         ),
         (
             {"cluster": "weight"},
-            objectives.WeightClustering(objectives.Standard(), DIGITS.groups, 1.0),
+            objectives.WeightClustering(objectives.Standard(), DIGITS.groups, 0.1),
             "standard-weight_clustering",
         ),
         (

@@ -25,6 +25,7 @@ from jaxclus.training.objectives import (
     Standard,
     TrainingModel,
     WeightClustering,
+    WrappedState,
 )
 
 BALL = jc.Linf(0.1)
@@ -65,7 +66,8 @@ def loss_and_gradient(objective, network, x=X, x_adv=X_ADV, y=Y):
         def loss(params):
             model = TrainingModel(graph, params, stats)
             batch = map(jnp.asarray, (x, x_adv, y))
-            found = objective.loss(model, *batch, KEYS, ())
+            state = WrappedState((), WrappedState((), ()))  # also for one in another
+            found = objective.loss(model, *batch, KEYS, state)
             return found.loss, (found, model.stats)
 
         return jax.grad(loss, has_aux=True)(params)
@@ -309,7 +311,8 @@ def test_awp_holds_its_weights_fixed_in_the_gradient_of_the_images():
     network, (x, x_adv, y) = in_training(Softmax(WEIGHT)), map(jnp.asarray, (X, X_ADV, Y))
 
     def loss(x_adv):
-        return AWP(FREE, gamma=0.5).loss(TrainingModel(*network), x, x_adv, y, KEYS, ()).loss
+        state = WrappedState((), ())
+        return AWP(FREE, gamma=0.5).loss(TrainingModel(*network), x, x_adv, y, KEYS, state).loss
 
     found = jax.jit(jax.grad(loss))(x_adv)
     np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
@@ -496,7 +499,7 @@ def test_centre_pull_on_softmax_regression():
     state = objective.init(jax.random.key(0), network, *arrays, 3)
     z = logits_of(data.images / 255)
     centres = np.stack([z[Y == c].mean(axis=0) if c in Y else np.zeros(5) for c in range(5)])
-    np.testing.assert_allclose(state.centres, centres, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state.own, centres, rtol=1e-5, atol=1e-6)
     assert set(range(5)) - set(Y.tolist()), "a class without images is part of the test"
     graph, params, stats = in_training(network)
     model = TrainingModel(graph, params, stats)
@@ -515,9 +518,9 @@ def test_centre_pull_keeps_its_centres_and_the_state_within(tmp_path):
         devices=ONE, progress=False,
     )  # fmt: skip
     saved, _ = jc.training.Checkpoints(tmp_path / "checkpoints").restore()
-    centres, delta = saved["objective"]["centres"], saved["objective"]["inner"]
+    centres, delta = saved["objective"]["own"], saved["objective"]["inner"]
     arrays = jnp.asarray(data.images), jnp.asarray(data.labels)
     start = CentrePull(FREE).init(jax.random.key(0), small_cnn(), *arrays, 64)
-    np.testing.assert_allclose(centres, start.centres, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(centres, start.own, rtol=1e-5, atol=1e-6)
     assert delta.shape == (64, 8, 8, 1) and 0 < np.abs(delta).max() <= BALL.eps
     assert run.history[-1]["distance_to_centre"] < run.history[0]["distance_to_centre"]

@@ -17,6 +17,7 @@ from jaxclus.training.objectives._clustering import LogitClustering, WeightClust
 from jaxclus.training.objectives._consistency import MART, TRADES
 from jaxclus.training.objectives._standard import Standard
 from jaxclus.training.objectives._weight_perturbation import AWP
+from jaxclus.training.objectives._wrapped import Wrapped, WrappedState
 
 __all__ = [
     "AWP",
@@ -33,5 +34,7 @@ __all__ = [
     "Standard",
     "TrainingModel",
     "WeightClustering",
+    "Wrapped",
+    "WrappedState",
     "mean_cross_entropy",
 ]

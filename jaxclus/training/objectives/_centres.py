@@ -1,7 +1,7 @@
 """Fine-tuning that pulls logits towards class centres."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +9,11 @@ import numpy as np
 from flax import nnx
 
 from jaxclus import _checks, _classifier
-from jaxclus._classifier import Classifier
 from jaxclus.data import to_float
 from jaxclus.training.objectives._base import Outcome, TrainingModel
-from jaxclus.training.objectives._wrapped import Wrapped
+from jaxclus.training.objectives._wrapped import Wrapped, WrappedState
 
 _BATCH = 256
-
-
-class _Centred(NamedTuple):
-    """The state: the centres [k, k], fixed, and the inner objective's."""
-
-    centres: jax.Array
-    inner: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,26 +39,8 @@ class CentrePull(Wrapped):
         super().__post_init__()
         _checks.not_negative("beta", self.beta)
 
-    def init(
-        self,
-        key: jax.Array,
-        model: nnx.Module,
-        images: jax.Array,
-        labels: jax.Array,
-        batch_size: int,
-    ) -> _Centred:
-        inner = self.objective.init(key, model, images, labels, batch_size)
-        return _Centred(_mean_logits(model, images, labels), inner)
-
-    def batch(
-        self, key: jax.Array, step: jax.Array, state: _Centred, size: int
-    ) -> jax.Array | None:
-        return self.objective.batch(key, step, state.inner, size)
-
-    def perturb(
-        self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array, state: _Centred
-    ) -> jax.Array:
-        return self.objective.perturb(keys, model, x, y, state.inner)
+    def own_state(self, model: nnx.Module, images: jax.Array, labels: jax.Array) -> jax.Array:
+        return _mean_logits(model, images, labels)
 
     def loss(
         self,
@@ -75,23 +49,12 @@ class CentrePull(Wrapped):
         x_adv: jax.Array,
         y: jax.Array,
         keys: jax.Array,
-        state: _Centred,
+        state: WrappedState,
     ) -> Outcome:
         found = self.objective.loss(model, x, x_adv, y, keys, state.inner)
-        pull = jnp.square(found.logits - state.centres[y]).mean()
+        pull = jnp.square(found.logits - state.own[y]).mean()
         metrics = found.metrics | {"distance_to_centre": pull}
         return Outcome(found.loss + self.beta * pull, found.logits, metrics)
-
-    def update(
-        self, state: _Centred, x: jax.Array, x_adv: jax.Array, gradient: jax.Array
-    ) -> _Centred:
-        return state._replace(inner=self.objective.update(state.inner, x, x_adv, gradient))
-
-    def refresh(
-        self, model: nnx.Module, images: jax.Array, labels: jax.Array, state: _Centred
-    ) -> _Centred:
-        inner = self.objective.refresh(model, images, labels, state.inner)
-        return state._replace(inner=inner)
 
 
 def _mean_logits(model: nnx.Module, images: jax.Array, labels: jax.Array) -> jax.Array:

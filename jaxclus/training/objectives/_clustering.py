@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxclus import _checks, clustering, linear, models
 from jaxclus.clustering._score import count_classes
 from jaxclus.training.objectives._base import Outcome, TrainingModel
-from jaxclus.training.objectives._wrapped import Wrapped
+from jaxclus.training.objectives._wrapped import Wrapped, WrappedState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,9 @@ class _Clustering(Wrapped):
         x_adv: jax.Array,
         y: jax.Array,
         keys: jax.Array,
-        state: Any,
+        state: WrappedState,
     ) -> Outcome:
-        found = self.objective.loss(model, x, x_adv, y, keys, state)
+        found = super().loss(model, x, x_adv, y, keys, state)
         if self.beta == 0:
             return found
         term = self._regulariser(model, x, found.logits)
@@ -102,10 +102,11 @@ class WeightClustering(_Clustering):
     Attributes:
         objective: L.
         groups: as for `LogitClustering`; at least two, one of them with at least two classes.
-        beta: weight, at least 0. 0 is the objective itself, bit for bit.
+        beta: weight, at least 0. 0 is the objective itself, bit for bit; with 0.1, -R is close to
+            its maximum within an epoch on small networks.
     """
 
-    beta: float = 1.0
+    beta: float = 0.1
 
     def _regulariser(self, model: TrainingModel, x: jax.Array, logits: jax.Array) -> jax.Array:
         bare = models.without_batch_norm(model.network)

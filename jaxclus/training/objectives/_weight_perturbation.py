@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxclus import _checks
 from jaxclus.training.objectives._base import Outcome, TrainingModel
-from jaxclus.training.objectives._wrapped import Wrapped
+from jaxclus.training.objectives._wrapped import Wrapped, WrappedState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +41,19 @@ class AWP(Wrapped):
         x_adv: jax.Array,
         y: jax.Array,
         keys: jax.Array,
-        state: Any,
+        state: WrappedState,
     ) -> Outcome:
+        def loss(model: TrainingModel) -> Outcome:
+            return self.objective.loss(model, x, x_adv, y, keys, state.inner)
+
         def ascent(params: Any) -> jax.Array:
-            return self.objective.loss(model.at(params), x, x_adv, y, keys, state).loss
+            return loss(model.at(params)).loss
 
         # v is fixed in both gradients of the step, that of the weights and that of x_adv.
         params = jax.lax.stop_gradient(model.params)
         slope = jax.lax.stop_gradient(jax.grad(ascent)(params))
         model.shift(jax.tree.map(self._direction, params, slope))
-        return self.objective.loss(model, x, x_adv, y, keys, state)
+        return loss(model)
 
     def _direction(self, weight: jax.Array, gradient: jax.Array) -> jax.Array:
         if weight.ndim < 2:

@@ -1,7 +1,7 @@
 """Objectives around another objective: what they leave as it is."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -11,12 +11,24 @@ from jaxclus.attacks import Attack
 from jaxclus.training.objectives._base import Objective, Outcome, TrainingModel
 
 
-@dataclasses.dataclass(frozen=True)
-class Wrapped(Objective):
-    """Another objective; subclasses change its loss.
+class WrappedState(NamedTuple):
+    """The state of an objective around another one.
 
     Attributes:
-        objective: the objective within, which has the state.
+        own: its own, a pytree of arrays.
+        inner: that of the objective within.
+    """
+
+    own: Any
+    inner: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapped(Objective):
+    """An objective around another one, which it leaves as it is; subclasses change the loss.
+
+    Attributes:
+        objective: the objective within.
     """
 
     objective: Objective
@@ -26,6 +38,14 @@ class Wrapped(Objective):
             raise TypeError(
                 f"`objective` must be a training objective as Standard() is, got {self.objective!r}"
             )
+
+    def own_state(self, model: nnx.Module, images: jax.Array, labels: jax.Array) -> Any:
+        """The state that this objective adds before training; `model` is in eval mode."""
+        return ()
+
+    def refreshed(self, model: nnx.Module, images: jax.Array, labels: jax.Array, own: Any) -> Any:
+        """The state that this objective adds, after an epoch; `model` is in eval mode."""
+        return own
 
     @property
     def steps_per_batch(self) -> int:
@@ -38,16 +58,19 @@ class Wrapped(Objective):
         images: jax.Array,
         labels: jax.Array,
         batch_size: int,
-    ) -> Any:
-        return self.objective.init(key, model, images, labels, batch_size)
+    ) -> WrappedState:
+        inner = self.objective.init(key, model, images, labels, batch_size)
+        return WrappedState(self.own_state(model, images, labels), inner)
 
-    def batch(self, key: jax.Array, step: jax.Array, state: Any, size: int) -> jax.Array | None:
-        return self.objective.batch(key, step, state, size)
+    def batch(
+        self, key: jax.Array, step: jax.Array, state: WrappedState, size: int
+    ) -> jax.Array | None:
+        return self.objective.batch(key, step, state.inner, size)
 
     def perturb(
-        self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array, state: Any
+        self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array, state: WrappedState
     ) -> jax.Array:
-        return self.objective.perturb(keys, model, x, y, state)
+        return self.objective.perturb(keys, model, x, y, state.inner)
 
     def loss(
         self,
@@ -56,15 +79,22 @@ class Wrapped(Objective):
         x_adv: jax.Array,
         y: jax.Array,
         keys: jax.Array,
-        state: Any,
+        state: WrappedState,
     ) -> Outcome:
-        return self.objective.loss(model, x, x_adv, y, keys, state)
+        return self.objective.loss(model, x, x_adv, y, keys, state.inner)
 
-    def update(self, state: Any, x: jax.Array, x_adv: jax.Array, gradient: jax.Array) -> Any:
-        return self.objective.update(state, x, x_adv, gradient)
+    def update(
+        self, state: WrappedState, x: jax.Array, x_adv: jax.Array, gradient: jax.Array
+    ) -> WrappedState:
+        return state._replace(inner=self.objective.update(state.inner, x, x_adv, gradient))
 
-    def refresh(self, model: nnx.Module, images: jax.Array, labels: jax.Array, state: Any) -> Any:
-        return self.objective.refresh(model, images, labels, state)
+    def refresh(
+        self, model: nnx.Module, images: jax.Array, labels: jax.Array, state: WrappedState
+    ) -> WrappedState:
+        return WrappedState(
+            self.refreshed(model, images, labels, state.own),
+            self.objective.refresh(model, images, labels, state.inner),
+        )
 
     def validation_attack(self) -> Attack | None:
         return self.objective.validation_attack()

@@ -1,0 +1,248 @@
+"""What the rows of `experiments.clustering_effect` say: claims, a table, figures."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+import jaxclus as jc
+from experiments.paired import paired, spread, verdict
+
+Row = dict[str, Any]
+SCORE = "without_batch_norm.difference"
+ACCURACIES = ("clean_accuracy", "pgd_accuracy", "autoattack_accuracy")
+
+
+def value(row: Row, path: str) -> Any:
+    """An entry of nested dicts and lists, as "without_batch_norm.difference" or "epochs.0"."""
+    found: Any = row
+    for name in path.split("."):
+        found = found[int(name)] if isinstance(found, list) else found[name]
+    return found
+
+
+class _Claims:
+    """Collects comparisons of trials over seeds."""
+
+    def __init__(self, rows: Sequence[Row]):
+        self.rows = {(row["trial"], row["seed"]): row for row in rows}
+        self.trials = list(dict.fromkeys(row["trial"] for row in rows))
+        self.seeds = sorted({row["seed"] for row in rows})
+        self.found: list[dict[str, Any]] = []
+
+    def values(self, trial: str, path: str) -> list[Any]:
+        return [value(self.rows[trial, seed], path) for seed in self.seeds]
+
+    def add(self, claim: str, before: tuple[str, str], after: tuple[str, str]) -> None:
+        """That the second (trial, path) is higher than the first; left out where one is missing."""
+        if before[0] not in self.trials or after[0] not in self.trials:
+            return
+        row = paired(self.values(*before), self.values(*after))
+        values = before[1] if before[1] == after[1] else f"{before[1]} to {after[1]}"
+        fields = {"claim": claim, "from": before[0], "to": after[0], "value": values}
+        self.found.append(fields | row | {"verdict": verdict(row)})
+
+
+def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The comparisons that were planned, for the trials there are, each with its verdict."""
+    found = _Claims(rows)
+    for method in ("pgd", "trades", "fast"):
+        found.add(f"{method} clusters more than standard", ("standard", SCORE), (method, SCORE))
+    for path in ("adjusted_rand", "silhouette"):
+        path = f"without_batch_norm.{path}"
+        found.add("pgd clusters more, other score", ("standard", path), ("pgd", path))
+    kept = "with_batch_norm.difference"
+    found.add("pgd clusters more, BatchNorm kept", ("standard", kept), ("pgd", kept))
+    for trial in found.trials:
+        if trial.endswith(", pgd") and not trial.startswith("transfer"):
+            plain = trial.removesuffix("pgd") + "standard"
+            found.add(f"pgd clusters more: {plain[:-10]}", (plain, SCORE), (trial, SCORE))
+    found.add("pgd clusters more with training", ("pgd", "epochs.0"), ("pgd", "epochs.-1"))
+    steps = sorted(_by_eps(rows))
+    for (_, low), (_, high) in zip(steps, steps[1:], strict=False):
+        found.add("a larger eps of training clusters more", (low, SCORE), (high, SCORE))
+    for base, other in (
+        ("pgd", "pgd, logits"), ("pgd", "pgd, weight"), ("standard", "standard, weight"),
+    ):  # fmt: skip
+        found.add("the regulariser strengthens the clustering", (base, SCORE), (other, SCORE))
+        for path in ACCURACIES:
+            found.add(f"the regulariser raises {path}", (base, path), (other, path))
+    standard, robust, both = (f"transfer, {m}" for m in ("standard", "pgd", "pgd, logits"))
+    for path in ("no_tuning", "tuned"):
+        found.add("robust networks transfer better", (standard, path), (robust, path))
+        found.add("the regulariser transfers better", (robust, path), (both, path))
+    found.add("class centres help tuning", (both, "tuned_without_centres"), (both, "tuned"))
+    for trial in ("standard", "pgd"):
+        within = ("pattern.chance", "pattern.within")
+        found.add("attacks reach classes of the same group", *((trial, path) for path in within))
+    return found.found
+
+
+def _by_eps(rows: Iterable[Row]) -> list[tuple[float, str]]:
+    """Radius of training and name of the trials of the factor eps; "pgd" is the setting's own."""
+    names = dict.fromkeys(row["trial"] for row in rows)
+    found = [(float(name.removeprefix("pgd, eps ")), name) for name in names if ", eps " in name]
+    own = {row["eps"] for row in rows if row["trial"] == "pgd"}
+    return found + [(eps, "pgd") for eps in own] if found else []
+
+
+def table(result: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    setting, rows = result["setting"], result["rows"]
+    eps = f"Linf eps {setting['eps']:.4g}"
+    lines = [
+        f"# The clustering effect on {result['dataset']}",
+        "",
+        f"`{result['command']}` ({result['hardware']}; JAX {result['versions']['jax']}; training "
+        f"{result['minutes']['training']} min, evaluation {result['minutes']['evaluation']} min). "
+        f"Mean and standard deviation over seeds 0 to {setting['seeds'] - 1}. Robust accuracy: "
+        f"{eps}; PGD (20 steps, 1 restart, cross-entropy) on the first {setting['test_images']} "
+        f"test images, AutoAttack \"standard\" on the first {setting['autoattack_images']}. Within "
+        "- between: mean correlation of class weights within groups minus between, in the linear "
+        "sub-network without BatchNorm.",
+        "",
+        "| network | clean % | PGD % | AutoAttack % | within - between | Rand index | "
+        "attacks: within group (chance) % |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    names = dict.fromkeys(row["trial"] for row in rows)
+    for name in names:
+        own = [row for row in rows if row["trial"] == name]
+        if "clean_accuracy" in own[0]:
+            lines.append(_line(name, own))
+    transfers = [name for name in names if name.startswith("transfer")]
+    if transfers:
+        lines += ["", *_transfer_lines(transfers, rows, setting)]
+    lines += ["", *_claim_lines(result["claims"])]
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, rows: Sequence[Row]) -> str:
+    cells = [name, *(_cell(rows, path, percent=True) for path in ACCURACIES)]
+    cells += [_cell(rows, SCORE), _cell(rows, "without_batch_norm.adjusted_rand")]
+    within, chance = (_cell(rows, f"pattern.{p}", percent=True) for p in ("within", "chance"))
+    return f"| {' | '.join(cells)} | {within} ({chance}) |"
+
+
+def _transfer_lines(names: Sequence[str], rows: Sequence[Row], setting: Row) -> Iterable[str]:
+    chance = next(row["chance"] for row in rows if row["trial"] == names[0])
+    yield (
+        f"Transfer to unseen subclasses (chance {100 * chance:.0f} %; training eps "
+        f"{setting['eps'] / 4:.3g}; tuning on {setting['tuning_images']} images of each superclass "
+        f"for {setting['tuning_epochs']} epochs):"
+    )
+    yield ""
+    yield "| network | source classes % | no tuning % | tuned % | tuned without centres % |"
+    yield "|---|---|---|---|---|"
+    for name in names:
+        own = [row for row in rows if row["trial"] == name]
+        paths = ("source_accuracy", "no_tuning", "tuned", "tuned_without_centres")
+        yield f"| {' | '.join([name, *(_cell(own, path, percent=True) for path in paths)])} |"
+
+
+def _claim_lines(found: Sequence[dict[str, Any]]) -> Iterable[str]:
+    yield (
+        "Claims, each by itself: that a value grows from the first network to the second (p exact "
+        "over all sign flips of the seeds' differences, one-sided; holds: p at most 0.05; does not "
+        "hold: no growth on average; else not decided)."
+    )
+    yield ""
+    yield "| claim | from | to | value | change | more in | p | verdict |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in found:
+        names = f"{row['claim']} | {row['from']} | {row['to']} | {row['value']}"
+        if "p_value" not in row:
+            yield f"| {names} | | | | {row['verdict']} |"
+            continue
+        mean, deviation = row["change"]
+        yield (
+            f"| {names} | {mean:+.3f} ± {deviation:.3f} | {row['seeds_with_more']} of "
+            f"{row['seeds']} | {row['p_value']:.4f} | {row['verdict']} |"
+        )
+
+
+def _cell(rows: Sequence[Row], path: str, percent: bool = False) -> str:
+    """Mean and standard deviation over the rows, or nothing where the value was not measured."""
+    if path.split(".")[0] not in rows[0]:
+        return ""
+    values = [value(row, path) for row in rows]
+    if None in values:
+        return "-"
+    mean, deviation = spread([100 * v if percent else v for v in values])
+    return f"{mean:.1f} ± {deviation:.1f}" if percent else f"{mean:.2f} ± {deviation:.2f}"
+
+
+def figures(result: dict[str, Any]) -> dict[str, Any]:
+    """Matplotlib figures by name: "matrices" of seed 0, and the "effect" by factor."""
+    rows = result["rows"]
+    groups = tuple((name, tuple(members)) for name, members in result["groups"])
+    shown = ("standard", "pgd", "pgd, logits", "pgd, weight")
+    matrices = {
+        row["trial"]: np.array(row["correlation"])
+        for row in rows
+        if row["seed"] == 0 and row["trial"] in shown
+    }
+    return {
+        "matrices": jc.report.correlation_panels(matrices, result["class_names"], groups),
+        "effect": _effect(result),
+    }
+
+
+def _effect(result: dict[str, Any]) -> Any:
+    """The score of every network: by trial, along training, over eps of training."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in result["rows"] if "clean_accuracy" in row]
+    figure = Figure(figsize=(13, 4.4), dpi=130, layout="constrained")
+    by_trial, by_epoch, by_eps = figure.subplots(1, 3, width_ratios=(1.5, 1, 0.8))
+    _draw_trials(by_trial, [row for row in rows if ", eps " not in row["trial"]])
+    _draw_epochs(by_epoch, rows)
+    steps = sorted(_by_eps(rows))
+    scores = [[value(r, SCORE) for r in rows if r["trial"] == name] for _, name in steps]
+    for (eps, _), dots in zip(steps, scores, strict=True):
+        by_eps.plot([eps] * len(dots), dots, "o", color="#1d6fb8", alpha=0.5, markersize=4)
+    by_eps.plot([eps for eps, _ in steps], [np.mean(s) for s in scores], color="#1d6fb8")
+    by_eps.set(xlabel="Linf eps of training", title="over eps of training")
+    by_trial.set_xlabel("within - between")
+    for axes in (by_epoch, by_eps):
+        axes.set_ylabel("within - between")
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True, color="#e5e7eb")
+        axes.set_axisbelow(True)
+    figure.suptitle(f"The clustering effect on {result['dataset']}", fontsize=12)
+    return figure
+
+
+def _draw_trials(axes: Any, rows: Sequence[Row]) -> None:
+    names = list(dict.fromkeys(row["trial"] for row in rows))
+    for place, name in enumerate(names):
+        dots = [value(row, SCORE) for row in rows if row["trial"] == name]
+        colour = "#6b7280" if "standard" in name else "#1d6fb8"
+        axes.plot(dots, [place] * len(dots), "o", color=colour, alpha=0.5, markersize=4)
+        axes.plot([np.mean(dots)], [place], "|", color=colour, markersize=14, markeredgewidth=2)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_title("by training (dots: seeds, bars: means)")
+
+
+def _draw_epochs(axes: Any, rows: Sequence[Row]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    colours: Callable[[str], str | None] = {
+        "standard": "#6b7280", "pgd": "#1d6fb8", "trades": "#15803d", "fast": "#7c3aed",
+        "pgd, logits": "#c2410c", "pgd, weight": "#be185d",
+    }.get  # fmt: skip
+    for name in dict.fromkeys(row["trial"] for row in rows):
+        if colours(name) is None:
+            continue
+        curves = np.array([row["epochs"] for row in rows if row["trial"] == name])
+        mean, deviation = curves.mean(axis=0), curves.std(axis=0, ddof=1)
+        epochs = range(len(mean))
+        axes.plot(epochs, mean, "-o", color=colours(name), markersize=3, label=name)
+        axes.fill_between(
+            epochs, mean - deviation, mean + deviation, color=colours(name), alpha=0.15
+        )
+    axes.legend(fontsize=8, frameon=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="epoch", title="along training (mean ± deviation)")
