@@ -68,6 +68,11 @@ class Experiment:
     work: Path = Path("runs/zoo")
     """Directory for checkpoints."""
 
+    def __post_init__(self) -> None:
+        for name in self.names:  # before an hour goes into those ahead of it
+            if name not in NAMES:
+                raise ValueError(f"`names` must be some of {', '.join(NAMES)}; got {name!r}")
+
     def run(self) -> None:
         """Makes the networks one after the other, and prints their figures."""
         for name in self.names:
@@ -80,8 +85,6 @@ class Experiment:
             )
 
     def _make(self, name: str) -> jc.zoo.ModelCard:
-        if name not in NAMES:
-            raise ValueError(f"`names` must be some of {', '.join(NAMES)}; got {name!r}")
         dataset, _, method = name.split("-")
         recipe = RECIPES[dataset]
         train, test = jc.data.load(dataset, "train"), jc.data.load(dataset, "test")

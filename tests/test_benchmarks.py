@@ -1,4 +1,4 @@
-"""The AutoAttack benchmark's bookkeeping, with stand-ins for the peers, which tests cannot have."""
+"""The benchmarks' bookkeeping, with stand-ins for the peers, which tests cannot have."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxclus as jc
-from benchmarks import autoattack
+from benchmarks import autoattack, regularisers
 from benchmarks import autoattack_peers as peers
 
 
@@ -149,3 +149,33 @@ def test_bad_options():
         autoattack.Benchmark(resnet18=True, only=("nothing",))
     with pytest.raises(ValueError, match=r"`only` must hold names of \['cifar10_cnn_a_adv4'\]"):
         autoattack.Benchmark(resnet18=True, l1=True, only=("mnist_madry_tiny",))
+
+
+def test_regularisers_are_timed_by_the_median_round(tmp_path, monkeypatch, capsys):
+    first, rounds = [9.0, 9.5, 9.9], [1.0, 1.1, 2.0, 3.0, 3.3, 3.0, 2.0, 2.2, 2.8]
+    clock, taken = iter([*first, *rounds]), []
+
+    def seconds(call):
+        call()
+        taken.append(call)
+        return next(clock)
+
+    monkeypatch.setattr(regularisers, "seconds", seconds)
+    tiny = {"model": "cnn", "batch_size": 4, "rounds": 3, "attack_steps": 1}
+    regularisers.Benchmark(**tiny, output=tmp_path).run()
+    (path,) = tmp_path.glob("regularisers-*.json")
+    found = json.loads(path.read_text())
+    assert taken == 4 * taken[:3] and len(set(taken)) == 3  # in turns
+    assert list(found["rows"]) == ["plain", "logits", "weight"]
+    assert [row["seconds"] for row in found["rows"].values()] == [2.0, 2.2, 2.8]
+    assert [row["ratio"] for row in found["rows"].values()] == [1.0, 1.1, 1.4]
+    assert [row["first_call_seconds"] for row in found["rows"].values()] == first
+    assert "at most 1.30 times plain: MISSED" in capsys.readouterr().out
+
+
+def test_regularisers_differ_in_the_regulariser_alone():
+    plain, logits, weight = regularisers.Benchmark().compared().values()
+    assert logits.objective == weight.objective == plain
+    assert len(set(logits.groups)) == 2 and logits.groups == weight.groups
+    with pytest.raises(ValueError, match="`rounds` must be at least 1, got 0"):
+        regularisers.Benchmark(rounds=0)

@@ -90,14 +90,19 @@ class Train:
 
     def directory(self, seed: int) -> Path:
         """The run directory of a seed."""
-        parts = [Path(self.dataset).stem, self.model, self.method]
+        default = "-".join([Path(self.dataset).stem, self.model, self._method_name()])
+        return self.output / f"{self.name or default}-seed{seed}"
+
+    def _method_name(self) -> str:
+        """The method with what is around it, as "pgd-awp-logits_clustering"."""
+        parts = [self.method]
         parts += [] if self.awp is None else ["awp"]
         parts += [] if self.cluster is None else [f"{self.cluster}_clustering"]
-        default = "-".join(parts)
-        return self.output / f"{self.name or default}-seed{seed}"
+        return "-".join(parts)
 
     def objective(self, train: data.Dataset) -> objectives.Objective:
         """What is minimised."""
+        self._refuse_what_nobody_reads()
         found = self._method()
         if self.awp is not None:
             found = objectives.AWP(found, self.awp)
@@ -106,6 +111,14 @@ class Train:
         kind = {"logits": objectives.LogitClustering, "weight": objectives.WeightClustering}
         weight = {} if self.beta is None else {"beta": self.beta}
         return kind[self.cluster](found, self._groups(train), **weight)
+
+    def _refuse_what_nobody_reads(self) -> None:
+        # Ignored, --beta without --cluster would train another network than the user believes.
+        if self.tradeoff is not None and self.method not in ("trades", "mart"):
+            raise ValueError(f"`tradeoff` is a setting of trades and mart, not of {self.method}")
+        for name in ("beta", "teacher"):
+            if getattr(self, name) is not None and self.cluster is None:
+                raise ValueError(f"`{name}` is a setting of --cluster logits or weight, got none")
 
     def _method(self) -> objectives.Objective:
         if self.method == "standard":
@@ -129,6 +142,12 @@ class Train:
         """The groups of the clustering regulariser."""
         if self.teacher is not None:
             teacher = zoo.load(self.teacher)
+            fits, found = (train.num_classes, train.input_shape), teacher.spec
+            if found is not None and (found.num_classes, found.input_shape) != fits:
+                raise ValueError(
+                    f"`teacher` must tell {fits[0]} classes of images {fits[1]} apart, got one for "
+                    f"{found.num_classes} classes of images {found.input_shape}"
+                )
             return evaluation.discover_groups(teacher, train.input_shape, self.num_groups)
         if train.groups is None:
             raise ValueError(
@@ -186,7 +205,7 @@ class Train:
                 "fingerprint": train.fingerprint,
             },
             "model": model.spec.to_json() if model.spec else {},
-            "objective": {"name": self.method, "settings": repr(objective), **adversary},
+            "objective": {"name": self._method_name(), "settings": repr(objective), **adversary},
             "training": dataclasses.asdict(self.training) | {"validation": self.validation},
             "seed": seed,
             **runs.environment(),

@@ -27,6 +27,8 @@ class Zoo:
 
     def run(self) -> None:
         """Prints the cards, or compares them with what is measured now."""
+        if self.num_images is not None and not self.verify:
+            raise ValueError(f"`num_images` is a setting of --verify, got {self.num_images}")
         names = self.names or tuple(zoo.list())
         cards = [zoo.card(name) for name in names]
         if self.verify:
@@ -44,10 +46,17 @@ class Zoo:
             print(f"{name}: {_accuracies(found)}: {'DIFFERS' if differing else 'as on its card'}")
             for field in differing:
                 wrong.append(f"{name}: {field}")
-                print(f"  {field}: {getattr(wanted, field)} on the card")
-                print(f"  {' ' * len(field)}  {getattr(found, field)} here")
+                print(f"  {field}: {_difference(getattr(wanted, field), getattr(found, field))}")
         if wrong:
             raise ValueError(f"figures differ from the model cards: {', '.join(wrong)}")
+
+
+def _difference(wanted: float | str, found: float | str) -> str:
+    """Two figures, or the numbers of the images that have other verdicts."""
+    if isinstance(wanted, str) and isinstance(found, str):
+        pairs = enumerate(zip(wanted, found, strict=True))
+        return f"other for image {', '.join(str(i) for i, (a, b) in pairs if a != b)}"
+    return f"{wanted} on the card, {found} here"
 
 
 def _accuracies(figures: zoo.Figures) -> str:

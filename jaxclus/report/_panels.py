@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxclus import clustering
 from jaxclus.data import Groups
 from jaxclus.report._charts import blank_figure, shorten, style
 from jaxclus.report._colours import palette
@@ -28,17 +29,19 @@ def correlation_panels(
         A Matplotlib figure; `figure.savefig(path, bbox_inches="tight")` writes it.
 
     Raises:
-        ValueError: if there is no matrix, or one has another shape than [k, k].
+        ValueError: if there is no matrix, one has another shape than [k, k], or a class is in no
+            group or in several.
     """
     order = [c for _, members in groups for c in members]
     if not matrices:
         raise ValueError("`matrices` must hold at least one matrix, got none")
     for title, matrix in matrices.items():
-        if np.shape(matrix) != (len(class_names),) * 2 or len(order) != len(class_names):
+        if np.shape(matrix) != (len(class_names),) * 2:
             raise ValueError(
                 f"`matrices` must be [k, k] for the {len(class_names)} classes, got "
-                f"{np.shape(matrix)} for {title!r} and groups of {len(order)} classes"
+                f"{np.shape(matrix)} for {title!r}"
             )
+    clustering.group_ids(groups, len(class_names))  # raises unless each class is in one
     sizes = [len(members) for _, members in groups]
     colours = np.repeat(palette(len(groups)), sizes)
     with style():

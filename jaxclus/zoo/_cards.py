@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from jaxclus import runs
+from jaxclus import _checks, runs
 from jaxclus.data import Groups
 
 DIRECTORY = Path(__file__).parent / "models"
@@ -39,15 +39,20 @@ class Figures:
     adjusted_rand: float
 
     def first(self, num_images: int) -> "Figures":
-        """The figures as they are for the first so many attacked images alone."""
+        """The figures as they are for the first so many attacked images alone.
+
+        Args:
+            num_images: in [1, attacked_images].
+        """
+        _checks.within("num_images", num_images, 1, self.attacked_images)
         pgd, ensemble = (
             digits[:num_images] for digits in (self.pgd_verdicts, self.autoattack_verdicts)
         )
         return dataclasses.replace(
             self,
-            attacked_images=len(pgd),
-            pgd_accuracy=pgd.count("1") / len(pgd),
-            autoattack_accuracy=ensemble.count("1") / len(ensemble),
+            attacked_images=num_images,
+            pgd_accuracy=pgd.count("1") / num_images,
+            autoattack_accuracy=ensemble.count("1") / num_images,
             pgd_verdicts=pgd,
             autoattack_verdicts=ensemble,
         )

@@ -1,5 +1,8 @@
 """The figures of model cards: measured, and measured again."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 
 from jaxclus import attacks, clustering, data, evaluation, models, threat
@@ -10,7 +13,12 @@ from jaxclus.zoo._weights import load
 
 
 def measure(
-    model: models.Classifier, images: Dataset, ball: threat.Threat, num_images: int
+    model: models.Classifier,
+    images: Dataset,
+    ball: threat.Threat,
+    num_images: int,
+    *,
+    devices: Sequence[Any] | None = None,
 ) -> Figures:
     """Clean, PGD and AutoAttack accuracy and the clustering score, as model cards have them.
 
@@ -19,17 +27,22 @@ def measure(
         images: the test set, with groups.
         ball: the threat model.
         num_images: the first so many are attacked.
+        devices: default: all.
+
+    Raises:
+        ValueError: if the test set has no groups, or fewer images.
     """
+    if images.groups is None:
+        raise ValueError(f"`images` must come with groups to score against, got {images!r}")
     key, few = jax.random.key(0), images.take(num_images)
     found = [
-        evaluation.robustness(key, model, attack, few)
+        evaluation.robustness(key, model, attack, few, devices=devices)
         for attack in (attacks.PGD(ball, steps=20), attacks.AutoAttack(ball))
     ]
     matrix = evaluation.implicit_correlation(model, images.input_shape)
-    assert images.groups is not None
     score = clustering.clustering_score(matrix, images.groups)
     return Figures(
-        clean_accuracy=float(evaluation.correct(model, images).mean()),
+        clean_accuracy=float(evaluation.correct(model, images, devices=devices).mean()),
         clean_images=len(images),
         attacked_images=num_images,
         pgd_accuracy=found[0].robust_accuracy,
@@ -41,7 +54,9 @@ def measure(
     )
 
 
-def remeasure(name: str, num_images: int | None = None) -> tuple[Figures, Figures]:
+def remeasure(
+    name: str, num_images: int | None = None, *, devices: Sequence[Any] | None = None
+) -> tuple[Figures, Figures]:
     """The figures on a network's card, and the same ones measured here and now.
 
     On CPUs of the same instruction set and with the versions on the card they are equal, image by
@@ -50,6 +65,7 @@ def remeasure(name: str, num_images: int | None = None) -> tuple[Figures, Figure
     Args:
         name: one of `jc.zoo.list()`.
         num_images: the first so many are attacked, at most as many as on the card; default all.
+        devices: default: all.
 
     Raises:
         ValueError: for another name or number, or if the test set here is not the one on the card.
@@ -57,10 +73,7 @@ def remeasure(name: str, num_images: int | None = None) -> tuple[Figures, Figure
     """
     found = card(name)
     count = found.figures.attacked_images if num_images is None else num_images
-    if not 1 <= count <= found.figures.attacked_images:
-        raise ValueError(
-            f"`num_images` must be in [1, {found.figures.attacked_images}], got {num_images}"
-        )
+    wanted = found.figures.first(count)
     images = data.load(found.dataset, "test")
     if images.fingerprint != found.test_fingerprint:
         raise ValueError(
@@ -68,4 +81,4 @@ def remeasure(name: str, num_images: int | None = None) -> tuple[Figures, Figure
             f"fingerprint {found.test_fingerprint[:12]}), got {images.fingerprint[:12]}"
         )
     ball = threat.create(found.norm, found.eps)
-    return found.figures.first(count), measure(load(name), images, ball, count)
+    return wanted, measure(load(name), images, ball, count, devices=devices)

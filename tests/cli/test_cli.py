@@ -1,9 +1,13 @@
 """Every command as a user runs it: what it prints, what it writes, how it fails."""
 
 import json
+import math
+import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -11,9 +15,16 @@ import pytest
 
 import jaxclus as jc
 from jaxclus import cli
-from jaxclus.attacks import ATTACKS
+from jaxclus.attacks import ATTACKS, PGD
 from jaxclus.cli._attack import Attack
+from jaxclus.cli._train import Train
 from jaxclus.evaluation._progress import Progress
+from jaxclus.training import objectives
+from jaxclus.zoo import _cards
+
+DATA = Path(
+    os.environ.get("TFDS_DATA_DIR") or Path(__file__).parents[3] / "shared" / "data" / "tfds"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -175,11 +186,192 @@ def test_several_seeds_make_several_runs(tmp_path):
     assert not np.array_equal(first.head.bias[...], second.head.bias[...])
 
 
-def test_demo_runs_from_training_to_the_report(tmp_path, capsys):
+BALL = jc.Linf(0.1)
+PGD_AT = objectives.Adversarial(PGD(BALL, steps=10))
+DIGITS = jc.data.load("digits")
+
+
+@pytest.mark.parametrize(
+    "settings, wanted, name",
+    [
+        ({}, objectives.Standard(), "standard"),
+        ({"method": "pgd"}, PGD_AT, "pgd"),
+        (
+            {"method": "pgd", "attack_steps": 3, "step_size": 0.05},
+            objectives.Adversarial(PGD(BALL, steps=3, step_size=0.05)),
+            "pgd",
+        ),
+        ({"method": "trades"}, objectives.TRADES(BALL), "trades"),
+        (
+            {"method": "trades", "tradeoff": 1.0, "attack_steps": 3, "step_size": 0.05},
+            objectives.TRADES(BALL, 1.0, 3, 0.05),
+            "trades",
+        ),
+        ({"method": "mart"}, objectives.MART(BALL), "mart"),
+        ({"method": "mart", "tradeoff": 2.0}, objectives.MART(BALL, 2.0), "mart"),
+        ({"method": "fast"}, objectives.FastAdversarial(BALL), "fast"),
+        ({"method": "fast", "step_size": 0.05}, objectives.FastAdversarial(BALL, 0.05), "fast"),
+        ({"method": "free"}, objectives.FreeAdversarial(BALL), "free"),
+        (
+            {"method": "free", "step_size": 0.05},
+            objectives.FreeAdversarial(BALL, step_size=0.05),
+            "free",
+        ),
+        ({"method": "pgd", "awp": 0.01}, objectives.AWP(PGD_AT, 0.01), "pgd-awp"),
+        (
+            {"method": "pgd", "cluster": "logits"},
+            objectives.LogitClustering(PGD_AT, DIGITS.groups, 0.1),
+            "pgd-logits_clustering",
+        ),
+        (
+            {"cluster": "weight"},
+            objectives.WeightClustering(objectives.Standard(), DIGITS.groups, 0.1),
+            "standard-weight_clustering",
+        ),
+        (
+            {"method": "pgd", "awp": 0.01, "cluster": "weight", "beta": 3.0},
+            objectives.WeightClustering(objectives.AWP(PGD_AT, 0.01), DIGITS.groups, 3.0),
+            "pgd-awp-weight_clustering",
+        ),
+    ],
+)
+def test_train_knows_every_objective(settings, wanted, name):
+    command = Train("digits", eps=0.1, **settings)
+    assert command.objective(DIGITS) == wanted
+    assert command.directory(7) == Path("runs") / f"digits-cnn-{name}-seed7"
+
+
+TINY = ["--epochs", "1", "--num-images", "200", "--batch-size", "64", "--validation", "0"]
+
+
+def trained(words, output):
+    """The one run that a command makes, and what its config says of the objective."""
+    assert cli.main(["train", "digits", *words, *TINY, "--output", str(output)]) == 0
+    (run,) = output.iterdir()
+    return run, json.loads((run / "config.json").read_text())["objective"]
+
+
+def test_trades_under_awp_with_the_published_regulariser(tmp_path):
+    words = ["--method", "trades", "--eps", "0.1", "--attack-steps", "1", "--awp", "0.01"]
+    run, config = trained([*words, "--cluster", "logits"], tmp_path)
+    assert run.name == "digits-cnn-trades-awp-logits_clustering-seed0"
+    wanted = objectives.AWP(objectives.TRADES(BALL, steps=1), 0.01)
+    wanted = objectives.LogitClustering(wanted, DIGITS.groups)
+    assert config["settings"] == repr(wanted)
+    assert config["name"] == "trades-awp-logits_clustering"  # what a report calls the method
+    assert (config["norm"], config["eps"]) == ("linf", 0.1)
+    (line,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert line["regulariser"] > 0 and line["divergence"] > 0 and line["step"] == 3
+
+
+def test_free_training_with_groups_from_a_teacher(runs, tmp_path):
+    words = ["--method", "free", "--eps", "0.1", "--cluster", "weight", "--beta", "0.5"]
+    run, config = trained([*words, "--teacher", str(runs[1]), "--num-groups", "3"], tmp_path)
+    assert run.name == "digits-cnn-free-weight_clustering-seed0"
+    groups = jc.evaluation.discover_groups(jc.load(runs[1]), DIGITS.input_shape, 3)
+    assert len(groups) == 3
+    wanted = objectives.WeightClustering(objectives.FreeAdversarial(BALL), groups, 0.5)
+    assert config["settings"] == repr(wanted)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 12 and "regulariser" in lines[-1]
+
+
+def test_groups_come_with_the_data_or_from_a_teacher_of_such_data(tmp_path, runs, capsys):
+    rng = np.random.default_rng(0)
+    for name, size in (("small", 8), ("large", 9)):
+        np.savez(
+            tmp_path / f"{name}.npz",
+            images=rng.integers(0, 256, (64, size, size, 1), np.uint8),
+            labels=np.arange(64) % 10,
+        )
+    words = ["--cluster", "logits", "--batch-size", "64", "--validation", "0"]
+    words += ["--output", str(tmp_path / "runs")]
+    assert cli.main(["train", str(tmp_path / "small.npz"), *words]) == 1
+    assert "`teacher` must be given for --cluster, since small comes" in no_traceback(capsys)
+    words += ["--teacher", str(runs[0])]
+    assert cli.main(["train", str(tmp_path / "large.npz"), *words]) == 1
+    assert "`teacher` must tell 10 classes of images (9, 9, 1) apart" in no_traceback(capsys)
+
+
+def test_demo_shows_the_zoo_and_runs_from_training_to_the_report(tmp_path, capsys):
     words = ["demo", "--epochs", "1", "--num-images", "200", "--output", str(tmp_path)]
     assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert jc.zoo.list()
+    for card in map(jc.zoo.card, jc.zoo.list()):
+        # The score is the one that the card has; only here it is computed, from the weights.
+        (line,) = (line for line in out.splitlines() if line.startswith(f"{card.name} "))
+        score = float(line.split()[3])
+        assert score == pytest.approx(card.figures.within_minus_between, abs=0.0051)
+        image = (tmp_path / f"zoo-{card.dataset}.png").read_bytes()
+        assert image.startswith(b"\x89PNG") and len(image) > 10_000
     assert (tmp_path / "report" / "index.html").exists()
-    assert "done in" in capsys.readouterr().out
+    assert "done in" in out
+
+
+def test_zoo_describes_every_network(capsys):
+    assert cli.main(["zoo"]) == 0
+    out = capsys.readouterr().out
+    assert jc.zoo.list() and all(f"{name} (" in out for name in jc.zoo.list())
+    for name in jc.zoo.list():
+        card = jc.zoo.card(name)
+        assert cli.main(["zoo", name]) == 0
+        own = capsys.readouterr().out
+        assert own in out and own.startswith(f"{name} (") and card.note in own
+        assert f"clean {card.figures.clean_accuracy:.2%} (10000 images)" in own
+        assert f"AutoAttack {card.figures.autoattack_accuracy:.2%} (first " in own
+
+
+@pytest.fixture
+def shipped(monkeypatch):
+    """The network of the zoo that is cheapest to attack, with its data."""
+
+    def cost(name):
+        card = jc.zoo.card(name)
+        return card.figures.first(8).pgd_verdicts.count("1"), math.prod(card.model["input_shape"])
+
+    name = min(jc.zoo.list(), key=cost)
+    dataset = jc.zoo.card(name).dataset
+    if not (DATA / dataset).is_dir():
+        pytest.skip(f"no {dataset} in {DATA}")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(DATA))
+    return name
+
+
+def test_zoo_verifies_a_card_or_says_what_differs(shipped, capsys, tmp_path, monkeypatch):
+    words = ["zoo", shipped, "--verify", "--num-images", "8"]
+    assert cli.main(words) == 0
+    found = capsys.readouterr()
+    assert f"{shipped}: clean " in found.out and "(first 8): as on its card" in found.out
+    shutil.copytree(_cards.DIRECTORY, tmp_path / "models")
+    monkeypatch.setattr(_cards, "DIRECTORY", tmp_path / "models")
+    path = tmp_path / "models" / f"{shipped}.json"
+    card = json.loads(path.read_text())
+    figures = card["figures"]
+    true, verdicts = figures["clean_accuracy"], figures["pgd_verdicts"]
+    figures["clean_accuracy"] = 0.4321
+    figures["pgd_verdicts"] = f"{verdicts[:5]}{1 - int(verdicts[5])}{verdicts[6:]}"
+    path.write_text(json.dumps(card))
+    assert cli.main(words) == 1
+    found = capsys.readouterr()
+    wrong = [f"{shipped}: {field}" for field in ("clean_accuracy", "pgd_accuracy", "pgd_verdicts")]
+    assert f"differ from the model cards: {', '.join(wrong)}\n" in found.err
+    assert "(first 8): DIFFERS" in found.out
+    assert f"clean_accuracy: 0.4321 on the card, {true} here" in found.out
+    assert "pgd_verdicts: other for image 5\n" in found.out
+
+
+def test_a_network_of_the_zoo_can_be_attacked_and_linearised(shipped, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    card = jc.zoo.card(shipped)
+    words = [shipped, "--num-images", "200", "--output", "out"]
+    assert cli.main(["attack", *words, "--eps", str(card.eps), "--attack", "fgsm"]) == 0
+    found = json.loads(Path("out/attacks/fgsm-linf.json").read_text())
+    assert (found["dataset"], found["num_images"]) == (card.dataset, 200)
+    assert cli.main(["linearize", *words]) == 0
+    found = json.loads(Path("out/linear.json").read_text())
+    score = found["variants"]["without_batch_norm"]["score"]
+    assert score["difference"] == pytest.approx(card.figures.within_minus_between, abs=1e-4)
 
 
 def test_data_lists_and_describes(capsys):
@@ -189,7 +381,8 @@ def test_data_lists_and_describes(capsys):
     assert re.search(r"train 1,\d+, test \d+ images", capsys.readouterr().out)
 
 
-COMMANDS = ("train", "attack", "evaluate", "linearize", "report", "data", "demo")
+NETWORK = next(iter(jc.zoo.list()), "none ships")
+COMMANDS = ("train", "attack", "evaluate", "linearize", "report", "data", "zoo", "demo")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -234,6 +427,17 @@ def no_traceback(capsys) -> str:
         (["attack", "no/such/run", "--eps"], "`eps`"),
         (["linearize", "no/such/run"], "no/such/run"),
         (["report", "no/such/run"], "no/such/run"),
+        (["train", "digits", "--method", "trades"], "`eps` must be given for --method trades"),
+        (["train", "digits", "--method", "free", "--norm", "l2", "--eps", "0.1"], "L2(eps=0.1)"),
+        (["train", "digits", "--beta", "0.1"], "`beta` is a setting of --cluster"),
+        (["train", "digits", "--teacher", "runs/x"], "`teacher` is a setting of --cluster"),
+        (["train", "digits", "--tradeoff", "2"], "`tradeoff` is a setting of trades and mart"),
+        (["train", "digits", "--cluster", "weight", "--teacher", "no/such"], "no/such"),
+        (["zoo", "no-such-network"], NETWORK),
+        (["zoo", "no-such-network", "--verify"], "'no-such-network'"),
+        (["zoo", "--num-images", "8"], "`num_images` is a setting of --verify, got 8"),
+        (["linearize", NETWORK], "`output` must be given"),
+        (["attack", "no-such-network", "--eps", "0.1"], "(`jaxclus zoo`), found no no-such"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_code_1(words, named, capsys, tmp_path, monkeypatch):

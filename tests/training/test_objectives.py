@@ -37,6 +37,7 @@ X_ADV = np.clip(X + RNG.uniform(-0.1, 0.1, X.shape), 0, 1).astype(np.float32)
 Y = RNG.integers(0, 5, 6)
 KEYS = jax.random.split(jax.random.key(0), 6)
 PGD_AT = Adversarial(jc.attacks.PGD(BALL, steps=2))
+FREE = FreeAdversarial(BALL, replays=3, step_size=0.06)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -298,6 +299,25 @@ def test_awp_is_the_gradient_at_perturbed_weights():
     np.testing.assert_allclose(ours["weight"], gradient(moved), atol=1e-5 * np.abs(g).max())
 
 
+def test_awp_holds_its_weights_fixed_in_the_gradient_of_the_images():
+    # What free training under AWP moves its perturbation along: v depends on the images too.
+    def images_gradient(weight):
+        p = softmax(logits_of(X_ADV, weight)) - np.eye(5)[Y]
+        return (p @ weight.T).reshape(X.shape) / 6
+
+    p = softmax(logits_of(X_ADV)) - np.eye(5)[Y]
+    g = X_ADV.reshape(6, 8).T.astype(np.float64) @ p / 6
+    wanted = images_gradient(WEIGHT + 0.5 * np.linalg.norm(WEIGHT) / np.linalg.norm(g) * g)
+    network, (x, x_adv, y) = in_training(Softmax(WEIGHT)), map(jnp.asarray, (X, X_ADV, Y))
+
+    def loss(x_adv):
+        state = WrappedState((), ())
+        return AWP(FREE, gamma=0.5).loss(TrainingModel(*network), x, x_adv, y, KEYS, state).loss
+
+    found = jax.jit(jax.grad(loss))(x_adv)
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
 def test_awp_moves_kernels_alone_and_counts_statistics_once():
     network = small_cnn()
     x = RNG.uniform(size=(6, 8, 8, 1)).astype(np.float32)
@@ -330,9 +350,6 @@ class _Nothing(Objective):
     def loss(self, model, x, x_adv, y, keys, state):
         found = super().loss(model, x, x_adv, y, keys, state)
         return found._replace(loss=jnp.zeros(()))
-
-
-FREE = FreeAdversarial(BALL, replays=3, step_size=0.06)
 
 
 def test_free_training_by_hand():

@@ -49,8 +49,10 @@ class AWP(Wrapped):
         def ascent(params: Any) -> jax.Array:
             return loss(model.at(params)).loss
 
+        # v is fixed in both gradients of the step, that of the weights and that of x_adv.
         params = jax.lax.stop_gradient(model.params)
-        model.shift(jax.tree.map(self._direction, params, jax.grad(ascent)(params)))
+        slope = jax.lax.stop_gradient(jax.grad(ascent)(params))
+        model.shift(jax.tree.map(self._direction, params, slope))
         return loss(model)
 
     def _direction(self, weight: jax.Array, gradient: jax.Array) -> jax.Array:
