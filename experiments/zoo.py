@@ -111,7 +111,8 @@ class Experiment:
             figures=jc.zoo.measure(jc.load(path), test, ball, self.num_images),
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             training_minutes=round(seconds(run, recipe.config.batch_size) / 60, 1),
-            environment=runs.environment(),
+            environment=runs.environment()
+            | {"command": f"python -m experiments.zoo --names {name}"},
         )
         runs.write_json(path.with_suffix(".json"), dataclasses.asdict(card))
         return card

@@ -49,8 +49,8 @@ def measure(
         autoattack_accuracy=found[1].robust_accuracy,
         pgd_verdicts=as_digits(found[0].robust),
         autoattack_verdicts=as_digits(found[1].robust),
-        within_minus_between=round(score.difference, 4),
-        adjusted_rand=round(score.adjusted_rand, 4),
+        within_minus_between=round(score.difference, 3),
+        adjusted_rand=round(score.adjusted_rand, 3),
     )
 
 

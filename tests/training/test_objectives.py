@@ -238,6 +238,18 @@ def test_weight_clustering_is_minus_the_clustering_score():
     assert found.metrics["regulariser"] == pytest.approx(-score.difference, abs=1e-5)
 
 
+def test_around_awp_the_regulariser_sees_the_weights_themselves():
+    network, groups = small_cnn(), jc.data.class_groups("digits")
+    x = RNG.uniform(size=(6, 8, 8, 1)).astype(np.float32)
+    plain, _, _ = loss_and_gradient(WeightClustering(Standard(), groups), network, x, x)
+    around = WeightClustering(AWP(Standard(), gamma=0.5), groups)
+    found, _, _ = loss_and_gradient(around, network, x, x)
+    assert found.metrics["regulariser"] == pytest.approx(float(plain.metrics["regulariser"]))
+    within = AWP(WeightClustering(Standard(), groups), gamma=0.5)
+    moved, _, _ = loss_and_gradient(within, network, x, x)
+    assert abs(moved.metrics["regulariser"] - plain.metrics["regulariser"]) > 1e-3
+
+
 def trained(objective, **settings):
     config = TrainingConfig(epochs=1, batch_size=64, learning_rate=0.1, **settings)
     data = jc.data.load("digits").take(256)
@@ -324,7 +336,7 @@ def test_awp_moves_kernels_alone_and_counts_statistics_once():
     graph, params, stats = in_training(network)
     model = TrainingModel(graph, params, stats)
     by = jax.tree.map(lambda w: 0.1 * w if w.ndim > 1 else jnp.zeros_like(w), params)
-    model.shift(by)
+    model = model.at(jax.tree.map(jnp.add, params, by))
     model(jnp.asarray(x))
     # gamma |w| / |g| g = 0.1 w exactly where the objective's gradient is w itself.
     objective = AWP(_HalfSquaredKernels(), gamma=0.1)

@@ -61,10 +61,9 @@ class TrainingModel:
         """A copy with other parameters, which updates statistics of its own."""
         return TrainingModel(self._graph, params, self.stats)
 
-    def shift(self, by: Any) -> None:
-        """Adds to the parameters for the rest of this step; the update is made to those before."""
-        moved = jax.tree.map(jnp.add, self.params, by)
-        self.network = nnx.merge(self._graph, moved, self.stats)
+    def take_stats(self, other: "TrainingModel") -> None:
+        """Takes over the running statistics of a copy."""
+        self.network = nnx.merge(self._graph, self.params, other.stats)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import jax
 from jax.typing import ArrayLike
 
 from jaxclus import _checks, clustering, linear, models
-from jaxclus.clustering._score import count_classes
+from jaxclus.clustering._score import count_classes, scored_ids
 from jaxclus.training.objectives._base import Outcome, TrainingModel
 from jaxclus.training.objectives._wrapped import Wrapped, WrappedState
 
@@ -28,7 +28,7 @@ class _Clustering(Wrapped):
         super().__post_init__()
         _checks.not_negative("beta", self.beta)
         # One form of all that groups can be given as, and hashable.
-        ids = clustering.group_ids(self.groups, count_classes(self.groups))
+        ids = scored_ids(self.groups, count_classes(self.groups))
         object.__setattr__(self, "groups", tuple(ids.tolist()))
 
     def loss(
@@ -69,7 +69,8 @@ class LogitClustering(_Clustering):
     Attributes:
         objective: L; Adversarial(PGD(...)) in the paper.
         groups: the group id of each class [k], or a partition with names, as `Dataset.groups`,
-            `jc.data.class_groups(name)` and `jc.evaluation.discover_groups(teacher, ...)` give it.
+            `jc.data.class_groups(name)` and `jc.evaluation.discover_groups(teacher, ...)` give it;
+            at least two, one of them with at least two classes.
         beta: weight, at least 0; in the paper 0.1 for CIFAR-10 and 1 for CIFAR-20. 0 is the
             objective itself, bit for bit.
         form: "sum" or "mean".
@@ -101,7 +102,7 @@ class WeightClustering(_Clustering):
 
     Attributes:
         objective: L.
-        groups: as for `LogitClustering`; at least two, one of them with at least two classes.
+        groups: as for `LogitClustering`.
         beta: weight, at least 0. 0 is the objective itself, bit for bit; with 0.1, -R is close to
             its maximum within an epoch on small networks.
     """

@@ -52,8 +52,11 @@ class AWP(Wrapped):
         # v is fixed in both gradients of the step, that of the weights and that of x_adv.
         params = jax.lax.stop_gradient(model.params)
         slope = jax.lax.stop_gradient(jax.grad(ascent)(params))
-        model.shift(jax.tree.map(self._direction, params, slope))
-        return loss(model)
+        v = jax.tree.map(self._direction, params, slope)
+        moved = model.at(jax.tree.map(jnp.add, model.params, v))
+        found = loss(moved)
+        model.take_stats(moved)
+        return found
 
     def _direction(self, weight: jax.Array, gradient: jax.Array) -> jax.Array:
         if weight.ndim < 2:
