@@ -32,8 +32,6 @@ class Setting:
         methods: those that are trained beside standard and PGD.
         eps_factors: radii of training in the factor eps, as multiples of `eps`.
         small_images: training images in the factor architecture.
-        small_epochs: epochs there.
-        transfer_groups: superclasses of the factor transfer; None for the data set's groups.
         tuning_images: training images of each superclass in fine-tuning.
         tuning_epochs: epochs of fine-tuning.
     """
@@ -51,16 +49,14 @@ class Setting:
     autoattack_images: int = 500
     methods: tuple[str, ...] = ("trades", "fast")
     eps_factors: tuple[float, ...] = (0.25, 0.5, 1.5)
-    small_images: int = 20_000
-    small_epochs: int = 3
-    transfer_groups: jc.data.Groups | None = None
+    small_images: int = 10_000
     tuning_images: int = 128
     tuning_epochs: int = 20
 
-    def config(self, epochs: int | None = None) -> TrainingConfig:
+    def config(self) -> TrainingConfig:
         """How networks are trained."""
         return TrainingConfig(
-            epochs=epochs or self.epochs,
+            epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             weight_decay=5e-4,
@@ -79,7 +75,6 @@ class Trial:
     model: str | None = None
     arguments: tuple[tuple[str, Any], ...] = ()
     eps: float | None = None
-    epochs: int | None = None
     num_images: int | None = None
 
 
@@ -119,7 +114,7 @@ class Followed(objectives.Wrapped):
     groups: jc.data.Groups
     epochs: int
 
-    def own_state(self, model: Any, images: jax.Array, labels: jax.Array) -> Any:
+    def own_state(self, key: Any, model: Any, images: jax.Array, labels: jax.Array) -> Any:
         return self._with(np.zeros(self.epochs + 1, np.float32), 0, model, images)
 
     def refreshed(self, model: Any, images: jax.Array, labels: jax.Array, own: Any) -> Any:
@@ -142,7 +137,7 @@ def trained(
     """Trains a network, and looks at its accuracies, its linear sub-network and its failures."""
     init, fit, key = jax.random.split(jax.random.key(seed), 3)
     train = train.take(trial.num_images or setting.num_images or len(train))
-    config = setting.config(trial.epochs)
+    config = setting.config()
     model = jc.models.create(
         trial.model or setting.model, train.num_classes, train.input_shape, init,
         **dict(trial.arguments),
@@ -161,7 +156,8 @@ def trained(
         "pattern": {
             name: getattr(pattern, name)
             for name in ("num_broken", "within", "chance", "p_value", "smallest_p")
-        },
+        }
+        | {"counts": pattern.counts.tolist()},
         "epochs": [round(float(score), 4) for score in state["objective"]["own"]["scores"]],
     }
     if {"method", "regulariser"} & set(trial.factors):
@@ -192,11 +188,12 @@ def transferred(
     """Trains on some classes of each group, and tests on another: as it is, and fine-tuned.
 
     The class that is taken out is the last of its group for seed 0, as published, the one before
-    for seed 1, and so on. The adversary's eps is a quarter of the setting's, as in the paper.
+    for seed 1, and so on, as many as the smallest superclass has. The adversary's eps is a quarter
+    of the setting's, as in the paper.
     """
     init, fit, head, tune = jax.random.split(jax.random.key(seed), 4)
     train = train.take(setting.num_images or len(train))
-    groups = setting.transfer_groups or train.groups
+    groups = jc.data.transfer_groups(train.name) or train.groups
     place = -1 - seed % min(len(members) for _, members in groups if len(members) > 1)
     source, target = jc.data.split_subclasses(train, groups, place)
     source_test, target_test = jc.data.split_subclasses(test, groups, place)

@@ -22,15 +22,18 @@ def paired(before: Sequence[float | None], after: Sequence[float | None]) -> dic
 
     Returns:
         "seeds" (n), and for at least two: "before", "after" and "change" as [mean, standard
-        deviation], "seeds_with_more", "p_value", "smallest_p".
+        deviation], "seeds_with_more", "p_value", "p_reversed" (that it fell), "smallest_p".
     """
     pairs = [(a, b) for a, b in zip(before, after, strict=True) if None not in (a, b)]
     if len(pairs) < 2:
         return {"seeds": len(pairs)}
     first, second = np.array(pairs).T
     change = np.round(second - first, _DECIMALS)
-    test = scipy.stats.permutation_test(
-        (change,), np.mean, permutation_type="samples", alternative="greater", n_resamples=np.inf
+    grew, fell = (
+        scipy.stats.permutation_test(
+            (change,), np.mean, permutation_type="samples", alternative=side, n_resamples=np.inf
+        ).pvalue
+        for side in ("greater", "less")
     )
     return {
         "seeds": len(pairs),
@@ -38,7 +41,8 @@ def paired(before: Sequence[float | None], after: Sequence[float | None]) -> dic
         "after": spread(second),
         "change": spread(change),
         "seeds_with_more": int((change > 0).sum()),
-        "p_value": float(test.pvalue),
+        "p_value": float(grew),
+        "p_reversed": float(fell),
         "smallest_p": 0.5 ** len(pairs),
     }
 
@@ -49,9 +53,21 @@ def spread(values: Sequence[float] | np.ndarray) -> list[float]:
 
 
 def verdict(row: dict[str, Any], level: float = 0.05) -> str:
-    """What a comparison says of the claim that the value grows: holds, does not, is not decided."""
-    if "p_value" not in row:
-        return "not decided"
-    if row["p_value"] <= level:
+    """What a comparison says of the claim that the value grows: holds, reversed, not decided."""
+    if "p_value" in row and row["p_value"] <= level:
         return "holds"
-    return "does not hold" if row["change"][0] <= 0 else "not decided"
+    if "p_reversed" in row and row["p_reversed"] <= level:
+        return "reversed"
+    return "not decided"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: max_{j <= i} min(1, (m - j) p_(j)) over the sorted p_(0..m-1).
+
+    Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    order = np.argsort(p_values, kind="stable")
+    scaled = np.array(p_values)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return adjusted.tolist()

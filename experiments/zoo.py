@@ -59,7 +59,7 @@ class Experiment:
 
     names: tuple[str, ...] = NAMES
     """Networks, as DATASET-MODEL-METHOD; default all."""
-    num_images: int = 1000
+    num_images: int = 500
     """Images that are attacked for the model card, the first of the test set."""
     seed: int = 0
     """Seed of initial weights, data order and attacks in training."""
@@ -92,8 +92,10 @@ class Experiment:
         model = jc.models.create(recipe.model, train.num_classes, train.input_shape, init)
         goal = objective(method, recipe, train)
         run = jc.training.fit(fit, model, train, goal, recipe.config, directory=self.work / name)
-        path = jc.export(run.model, self.output / f"{name}.safetensors")
         ball = jc.Linf(recipe.eps)
+        # Weights come into the library together with their card, or not at all.
+        exported = jc.export(run.model, self.work / f"{name}.safetensors")
+        weights = exported.read_bytes()
         card = jc.zoo.ModelCard(
             name=name,
             dataset=dataset,
@@ -108,13 +110,14 @@ class Experiment:
             seed=self.seed,
             norm=ball.name,
             eps=ball.eps,
-            figures=jc.zoo.measure(jc.load(path), test, ball, self.num_images),
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            figures=jc.zoo.measure(jc.load(exported), test, ball, self.num_images),
+            sha256=hashlib.sha256(weights).hexdigest(),
             training_minutes=round(seconds(run, recipe.config.batch_size) / 60, 1),
             environment=runs.environment()
             | {"command": f"python -m experiments.zoo --names {name}"},
         )
-        runs.write_json(path.with_suffix(".json"), dataclasses.asdict(card))
+        runs.write_atomic(self.output / f"{name}.safetensors", weights)
+        runs.write_json(self.output / f"{name}.json", dataclasses.asdict(card))
         return card
 
 

@@ -4,11 +4,19 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxclus as jc
-from experiments import clustering_effect, clustering_summary, paired, robustness_table, zoo
+from experiments import (
+    clustering_effect,
+    clustering_summary,
+    clustering_trials,
+    paired,
+    robustness_table,
+    zoo,
+)
 
 
 def test_clustering_effect_quick(tmp_path, capsys):
@@ -21,7 +29,9 @@ def test_clustering_effect_quick(tmp_path, capsys):
     assert written["claims"] == json.loads(json.dumps(result["claims"])) and written["quick"]
     names = {row["trial"] for row in written["rows"]}
     assert names == {"standard", "pgd", "pgd, weight", "transfer, pgd, logits"}
-    assert all(row["smallest_p"] == 0.25 <= row["p_value"] <= 1 for row in written["claims"])
+    tested = [row for row in written["claims"] if "change" in row]
+    assert len(tested) > 5 and all(row["smallest_p"] == 0.25 <= row["p_value"] for row in tested)
+    assert {row["verdict"] for row in written["claims"]} == {"not run", "not decided"}
     (weight,) = (
         row
         for row in written["claims"]
@@ -46,10 +56,11 @@ def test_clustering_effect_quick(tmp_path, capsys):
     "before, after, p, verdict",
     [
         ([0.1, 0.2, 0.3], [0.2, 0.4, 0.6], 1 / 8, "not decided"),  # all rise: one of eight flips
-        ([0.2, 0.4, 0.6], [0.1, 0.2, 0.3], 1.0, "does not hold"),  # all fall
-        ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3], 1.0, "does not hold"),  # no change at all
+        ([0.2, 0.4, 0.6], [0.1, 0.2, 0.3], 1.0, "not decided"),  # all fall
+        ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3], 1.0, "not decided"),  # no change at all
         ([0.0, 0.0, 0.0], [0.3, 0.2, -0.1], 2 / 8, "not decided"),  # sums >= 0.4: 0.6 and 0.4
         ([0.0] * 5, [0.1, 0.2, 0.3, 0.4, 0.5], 1 / 32, "holds"),
+        ([0.0] * 5, [-0.1, -0.2, -0.3, -0.4, -0.5], 1.0, "reversed"),
     ],
 )
 def test_paired_p_value_is_exact(before, after, p, verdict):
@@ -57,6 +68,13 @@ def test_paired_p_value_is_exact(before, after, p, verdict):
     assert found["p_value"] == pytest.approx(p)
     assert found["change"][0] == pytest.approx(np.mean(after) - np.mean(before), abs=1e-6)
     assert paired.verdict(found) == verdict
+
+
+def test_holms_correction():
+    # By hand: sorted 0.01, 0.02, 0.04 times 3, 2, 1; never below the one before, never above 1.
+    assert paired.holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert paired.holm([0.03, 0.01, 0.012]) == pytest.approx([0.03, 0.03, 0.03])
+    assert paired.holm([0.9, 0.8]) == [1, 1] and paired.holm([]) == []
 
 
 def test_undefined_scores_are_left_out():
@@ -76,6 +94,11 @@ def test_every_trial_of_a_setting_is_unlike_the_others():
     assert radii == pytest.approx([0.025, 0.05, 0.15])
 
 
+# Of each class, three images are taken for each other class of its group and one for each other.
+IDS = jc.clustering.group_ids(jc.data.class_groups("fashion_mnist"), 10)
+FLIPS = ((1 + 2 * (IDS[:, None] == IDS)) * (1 - np.eye(10, dtype=int))).tolist()
+
+
 def synthetic_row(trial, seed, score):
     """A row of every value that the summary reads, all of them `score`."""
     measured = {"difference": score, "adjusted_rand": score, "silhouette": score}
@@ -86,7 +109,7 @@ def synthetic_row(trial, seed, score):
         **dict.fromkeys(clustering_summary.ACCURACIES, score),
         "with_batch_norm": measured,
         "without_batch_norm": measured,
-        "pattern": {"within": score, "chance": 0.1},
+        "pattern": {"within": 0.5, "chance": 0.1, "counts": FLIPS},
         "epochs": [0.0, score],
         "correlation": np.eye(10).tolist(),
     }
@@ -106,17 +129,26 @@ def test_claims_of_the_clustering_effect():
             {"trial": name, "seed": seed, "chance": 1 / 3, **dict.fromkeys(paths, 0.5)}
             for seed in range(6)
         ]
-    found = clustering_summary.claims(rows)
+    found = clustering_summary.claims(rows, jc.data.class_groups("fashion_mnist"))
     verdicts = {}
     for row in found:
         verdicts.setdefault(row["claim"], []).append(row["verdict"])
     assert verdicts["trades clusters more than standard"] == ["holds"]
-    assert verdicts["pgd clusters more: vgg11"] == ["holds"]
+    assert verdicts["pgd clusters more: VGG-11 of width 8"] == ["holds"]
     assert verdicts["pgd clusters more: no BatchNorm"] == ["holds"]
     assert verdicts["a larger eps of training clusters more"] == ["holds"] * 3
-    assert verdicts["the regulariser raises pgd_accuracy"] == ["does not hold"] * 3
-    assert verdicts["robust networks transfer better"] == ["does not hold"] * 2
+    assert verdicts["the regulariser raises pgd_accuracy"] == ["not decided"] * 3
+    assert verdicts["robust networks transfer better"] == ["not decided"]
     assert verdicts["attacks reach classes of the same group"] == ["holds"] * 2
+    (pattern, _) = (row for row in found if row["claim"].startswith("attacks"))
+    assert pattern["p_value"] == pattern["smallest_p"] == pytest.approx(1 / 2520)
+    primary = {row["claim"]: row for row in found if row["kind"] == "primary"}
+    assert len(primary) == 3
+    effect = primary["pgd clusters more than standard"]
+    assert effect["p_value"] == 1 / 64 and effect["p_corrected"] == pytest.approx(3 / 64)
+    assert effect["verdict"] == "holds"
+    (check, _) = (row for row in found if row["kind"] == "check")
+    assert check["to"] == "pgd, weight"
     steps = [row["to"] for row in found if row["claim"].startswith("a larger eps")]
     assert steps == ["pgd, eps 0.05", "pgd", "pgd, eps 0.15"]
     groups = [[name, list(members)] for name, members in jc.data.class_groups("fashion_mnist")]
@@ -127,12 +159,36 @@ def test_claims_of_the_clustering_effect():
     }  # fmt: skip
     table = clustering_summary.table(result)
     assert "| pgd | 112.5 ± 1.9 | 112.5 ± 1.9 |" in table
-    assert "| vgg11 | 50" not in table and "does not hold |" in table
+    assert "0.0156 (0.0469) | holds |" in table and "| check |" in table
     effect = clustering_summary.figures(result)["effect"]
     by_trial, by_epoch, by_eps = effect.axes
     assert len(by_trial.get_yticklabels()) == len(clustering_effect.trials(setting)) - 3
     assert [line.get_label() for line in by_epoch.lines][:2] == ["standard", "pgd"]
     np.testing.assert_allclose(by_eps.lines[-1].get_xdata(), [0.025, 0.05, 0.1, 0.15])
+
+
+def test_every_trial_can_be_built():
+    for name in ("fashion_mnist", "cifar10"):
+        setting, groups = clustering_effect.SETTINGS[name], jc.data.class_groups(name)
+        shape = (28, 28, 1) if name == "fashion_mnist" else (32, 32, 3)
+        for trial in [*clustering_effect.trials(setting), *clustering_effect.TRANSFERS]:
+            goal = clustering_trials.objective(trial, 0.1, setting, groups)
+            assert isinstance(goal, jc.training.objectives.Objective) and hash(goal)
+        for trial in clustering_effect.trials(setting):
+            spec = jc.models.ModelSpec(
+                trial.model or setting.model, 10, shape, arguments=tuple(sorted(trial.arguments))
+            )
+            logits = jax.eval_shape(lambda m, x: m(x), spec.abstract(), jnp.zeros((2, *shape)))
+            assert logits.shape == (2, 10)
+
+
+def test_fashion_mnist_transfers_between_its_own_superclasses():
+    groups = jc.data.transfer_groups("fashion_mnist")
+    data = jc.data.Dataset(np.zeros((10, 2, 2, 1), np.uint8), np.arange(10))
+    source, target = jc.data.split_subclasses(data, groups)
+    assert source.num_classes == 5 and target.class_names == ("outer", "tops", "shoes")
+    assert target.labels.tolist() == [0, 1, 2]  # coat, shirt, ankle boot
+    assert jc.data.transfer_groups("cifar10") is None
 
 
 def test_zoo_names_its_networks():

@@ -77,7 +77,7 @@ def clustering_of_the_zoo(directory: Path) -> None:
         matrices = {}
         for card in (card for card in cards if card.dataset == dataset):
             shape = card.model["input_shape"]
-            matrix = evaluation.implicit_correlation(zoo.load(card.name), shape)
+            matrix = evaluation.implicit_correlation(zoo.load(card.path), shape)
             score = clustering.clustering_score(matrix, card.groups)
             matrices[card.name.removeprefix(f"{dataset}-")] = matrix
             print(

@@ -24,7 +24,7 @@ class Train:
       jaxclus train fashion_mnist --method pgd --eps 0.1 --epochs 5
       jaxclus train cifar10 --model resnet18 --method trades --eps 8/255 --awp 0.005
       jaxclus train fashion_mnist --method pgd --eps 0.1 --cluster logits --beta 0.1
-      jaxclus train cifar10 --method fast --eps 8/255 --cluster weight --teacher cifar10-resnet8-pgd
+      jaxclus train cifar10 --cluster weight --teacher cifar10-resnet8-pgd --num-groups 2
     """
 
     dataset: tyro.conf.Positional[str]
@@ -39,8 +39,8 @@ class Train:
     """Norm of the adversary's ball."""
     eps: Number | None = None
     """Radius of the ball on the pixel scale [0, 1]; needed for all methods but standard."""
-    attack_steps: int = 10
-    """Gradient steps of the adversary, for pgd, trades and mart."""
+    attack_steps: int | None = None
+    """Gradient steps of the adversary of pgd, trades and mart; default 10."""
     step_size: Number | None = None
     """Length of its steps; default 2.5 * eps / attack_steps; fast 1.25 * eps, free eps."""
     tradeoff: float | None = None
@@ -54,8 +54,8 @@ class Train:
     teacher: Path | None = None
     """A trained network (run, file, or name in `jaxclus zoo`) whose tree gives the groups of the
     regulariser; default: the groups that ship for the data set."""
-    num_groups: int = 2
-    """How many groups the teacher's tree is cut into."""
+    num_groups: int | None = None
+    """How many groups the teacher's tree is cut into; needed with --teacher."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=TrainingConfig
     )
@@ -116,9 +116,17 @@ class Train:
         # Ignored, --beta without --cluster would train another network than the user believes.
         if self.tradeoff is not None and self.method not in ("trades", "mart"):
             raise ValueError(f"`tradeoff` is a setting of trades and mart, not of {self.method}")
-        for name in ("beta", "teacher"):
+        if self.attack_steps is not None and self.method in ("fast", "free"):
+            raise ValueError(
+                f"`attack_steps` is a setting of pgd, trades and mart, not of {self.method}"
+            )
+        for name in ("beta", "teacher", "num_groups"):
             if getattr(self, name) is not None and self.cluster is None:
                 raise ValueError(f"`{name}` is a setting of --cluster logits or weight, got none")
+        if (self.teacher is None) != (self.num_groups is None):
+            raise ValueError("`teacher` and `num_groups` must be given together, got one of them")
+        if self.method == "free" and self.norm != "linf":
+            raise ValueError(f"`norm` must be linf for --method free, got {self.norm}")
 
     def _method(self) -> objectives.Objective:
         if self.method == "standard":
@@ -126,8 +134,9 @@ class Train:
         if self.eps is None:
             raise ValueError(f"`eps` must be given for --method {self.method}, as --eps 8/255")
         ball = threat.create(self.norm, self.eps)
+        steps = 10 if self.attack_steps is None else self.attack_steps
         if self.method == "pgd":
-            attack = attacks.PGD(ball, steps=self.attack_steps, step_size=self.step_size)
+            attack = attacks.PGD(ball, steps=steps, step_size=self.step_size)
             return objectives.Adversarial(attack)
         if self.method == "fast":
             return objectives.FastAdversarial(ball, self.step_size)
@@ -135,12 +144,11 @@ class Train:
             return objectives.FreeAdversarial(ball, step_size=self.step_size)
         kind = {"trades": objectives.TRADES, "mart": objectives.MART}
         weight = {} if self.tradeoff is None else {"beta": self.tradeoff}
-        steps = {"steps": self.attack_steps, "step_size": self.step_size}
-        return kind[self.method](ball, **weight, **steps)
+        return kind[self.method](ball, steps=steps, step_size=self.step_size, **weight)
 
     def _groups(self, train: data.Dataset) -> data.Groups:
         """The groups of the clustering regulariser."""
-        if self.teacher is not None:
+        if self.teacher is not None and self.num_groups is not None:
             teacher = zoo.load(self.teacher)
             fits, found = (train.num_classes, train.input_shape), teacher.spec
             if found is not None and (found.num_classes, found.input_shape) != fits:

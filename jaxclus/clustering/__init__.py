@@ -9,12 +9,14 @@ analyse one [k, k] matrix on the host.
 from jaxclus.clustering._correlation import correlation, filter_correlation
 from jaxclus.clustering._feature_distance import PUBLISHED_COUNT, feature_distance
 from jaxclus.clustering._hierarchy import Hierarchy, hierarchy
+from jaxclus.clustering._permutation import PermutationTest, permutation_test
 from jaxclus.clustering._regularisers import within_group_spread, within_minus_between
 from jaxclus.clustering._score import ClusteringScore, clustering_score, group_ids
 
 __all__ = [
     "PUBLISHED_COUNT",
     "ClusteringScore",
+    "PermutationTest",
     "Hierarchy",
     "clustering_score",
     "correlation",
@@ -22,6 +24,7 @@ __all__ = [
     "filter_correlation",
     "group_ids",
     "hierarchy",
+    "permutation_test",
     "within_group_spread",
     "within_minus_between",
 ]

@@ -151,11 +151,15 @@ def named(groups: Any) -> bool:
 
 
 def count_classes(groups: Any) -> int:
-    """The number of classes that groups are about, in either form; malformed ones are counted
-    somehow, as `group_ids` says what is wrong with them."""
+    """The number of classes that groups are about, in either form: up to the largest index.
+
+    Of malformed groups it is 1 at least, as `group_ids` says what is wrong with them.
+    """
     if not named(groups):
         return np.size(groups)
-    return sum(np.size(g[-1]) if isinstance(g, Sequence) and g else 1 for g in groups)
+    members = [g[-1] for g in groups if isinstance(g, Sequence) and len(g) == 2]
+    found = [int(c) for m in members for c in np.ravel(m) if isinstance(c, np.integer)]
+    return 1 + max(found, default=0)
 
 
 def _named_ids(groups, num_classes):

@@ -3,7 +3,7 @@
 from jaxclus.data._augment import NO_AUGMENTATION, Augmentation, default_augmentation
 from jaxclus.data._catalogue import DatasetInfo
 from jaxclus.data._dataset import Dataset, Groups, to_float
-from jaxclus.data._groups import class_groups
+from jaxclus.data._groups import class_groups, transfer_groups
 from jaxclus.data._load import available, info, load
 from jaxclus.data._subclasses import SubclassSplit, cifar20, split_subclasses
 from jaxclus.data._tfds import prepare
@@ -24,4 +24,5 @@ __all__ = [
     "prepare",
     "split_subclasses",
     "to_float",
+    "transfer_groups",
 ]

@@ -68,6 +68,26 @@ _GROUPS = {
 }
 
 
+# Superclasses for transfer between subclasses, where the groups above would be too easy to tell
+# apart (tops from shoes). Of Fashion-MNIST's tops, those that are worn over others (pullover, coat)
+# stand against the rest.
+_TRANSFER = {
+    "fashion_mnist": (("outer", (2, 4)), ("tops", (0, 3, 6)), ("shoes", (5, 7, 9))),
+}
+
+
+def transfer_groups(name: str) -> Groups | None:
+    """Superclasses for `split_subclasses` that ship for a data set beside its groups, or None.
+
+    Args:
+        name: name of the data set, as for `class_groups`.
+
+    Returns:
+        (superclass, class indices) for each, not necessarily of all classes, or None.
+    """
+    return _TRANSFER.get(_base(name))
+
+
 def class_groups(name: str) -> Groups | None:
     """The groups that ship for a data set, or None.
 
@@ -79,4 +99,9 @@ def class_groups(name: str) -> Groups | None:
         (group, class indices) for each group, a partition of the classes, or None if no groups
         are known.
     """
-    return _GROUPS.get(name.split("/")[0].split(":")[0])
+    return _GROUPS.get(_base(name))
+
+
+def _base(name: str) -> str:
+    """The data set's name without configuration and version."""
+    return name.split("/")[0].split(":")[0]

@@ -109,7 +109,7 @@ def clustering_effect(model: _classifier.Classifier, data: Dataset) -> Clusterin
     Bai et al., "Clustering Effect of (Linearized) Adversarial Robust Models", NeurIPS 2021,
     arXiv:2111.12922.
     """
-    model = _checked(model)
+    model = _checked("model", model)
     x = to_float(data.images[:64])
     variants = {
         "with_batch_norm": _variant(model, x, data),
@@ -147,7 +147,7 @@ def implicit_correlation(
 
     Bai et al., arXiv:2111.12922.
     """
-    affine = linear.linearize(models.without_batch_norm(_checked(model)))
+    affine = linear.linearize(models.without_batch_norm(_checked("model", model)))
     weight, _ = linear.implicit_weight(affine, input_shape)
     return clustering.correlation(weight)
 
@@ -173,16 +173,17 @@ def discover_groups(
 
     Bai et al., arXiv:2111.12922.
     """
-    ids = clustering.hierarchy(implicit_correlation(teacher, input_shape)).cut(num_groups)
+    matrix = implicit_correlation(_checked("teacher", teacher), input_shape)
+    ids = clustering.hierarchy(matrix).cut(num_groups)
     return tuple(
         (f"group {number}", tuple(np.flatnonzero(ids == number).tolist()))
         for number in range(num_groups)
     )
 
 
-def _checked(model: Any) -> models.Classifier:
+def _checked(name: str, model: Any) -> models.Classifier:
     if not isinstance(model, models.Classifier):
-        raise TypeError(f"`model` must be a jc.models.Classifier, got {type(model).__name__}")
+        raise TypeError(f"`{name}` must be a jc.models.Classifier, got {type(model).__name__}")
     return model
 
 

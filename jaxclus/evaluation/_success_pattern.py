@@ -31,7 +31,9 @@ class SuccessPattern:
         within: share of the broken images whose wrong class is in the true class's group; never so
             for a class that is alone in its group. None if no image is broken.
         chance: what `within` is expected to be if each wrong class is as likely,
-            sum_i n_i (|g_i| - 1) / (k - 1) / sum_i n_i. None if no image is broken.
+            sum_i n_i (|g_i| - 1) / (k - 1) / sum_i n_i. A class that attracts images of all others
+            beats it as well: whether the groups matter is what the p-value says. None if no image
+            is broken.
         p_value: share of the labellings of the classes with groups of these sizes for which as many
             images or more stay within, the observed one included. None if no image is broken.
         smallest_p: the smallest value that `p_value` could have taken for groups of these sizes.

@@ -43,7 +43,7 @@ def superclass_accuracy(
     target: Dataset,
     groups: Sequence[Any] | ArrayLike,
     *,
-    augmentation: Augmentation | None = None,
+    as_published: bool = False,
     key: jax.Array | None = None,
     devices: Sequence[Any] | None = None,
 ) -> SuperclassAccuracy:
@@ -52,24 +52,21 @@ def superclass_accuracy(
     The predicted superclass of an image is the group of arg max_j z_j; for groups of four in a
     row it is floor(arg max / 4). Logits are computed under matmul precision "highest".
 
-    The published code crops (padding 4) and flips its test images at random too: for its behaviour
-    give `augmentation=jc.data.Augmentation(4, flip=True)` and a key. Otherwise images are taken as
-    they are.
-
     Args:
         model: a classifier of the k source classes.
         target: images whose labels are superclasses, as `jc.data.split_subclasses` makes them.
         groups: superclass of each of the k classes: named groups, as the source's `groups`, whose
             names are the target's class names in their order; or group ids [k], integers, whose
             ranks are the target's labels.
-        augmentation: what is done to each image first, or None; needs `key`.
+        as_published: test images are cropped (padding 4) and flipped at random, as the published
+            code does, instead of taken as they are; needs `key`.
         key: a typed key; image i uses `fold_in(key, i)`, and so do the verdicts of a stochastic
             classifier.
         devices: default: all.
 
     Raises:
         TypeError, ValueError: `target`, `groups` or `model` do not fit one another, `key` is no
-            typed key or not given with an augmentation.
+            typed key or not given where `as_published` needs it.
 
     Bai et al., "Clustering Effect of (Linearized) Adversarial Robust Models", NeurIPS 2021,
     arXiv:2111.12922, the domain adaptation of the published code.
@@ -77,13 +74,14 @@ def superclass_accuracy(
     if not isinstance(target, Dataset):
         raise TypeError(f"`target` must be a jc.data.Dataset, got {type(target).__name__}")
     if key is None:
-        if augmentation is not None:
-            raise ValueError("`key` must be given for a random `augmentation`, got None")
+        if as_published:
+            raise ValueError("`key` must be given for `as_published=True`, got None")
         key = jax.random.key(0)
     _checks.typed_key("key", key)
     k = _classifier.num_classes(model, to_float(target.images[:1]))
     ids = _superclass_ids(groups, k, target)
     mesh = parallel.mesh(devices)
+    augmentation = Augmentation(crop_padding=4, flip=True) if as_published else None
     _, predicted = predict(key, model, target.images, mesh, augmentation=augmentation)
     confusion = np.zeros((target.num_classes,) * 2, np.int64)
     np.add.at(confusion, (target.labels, ids[predicted]), 1)

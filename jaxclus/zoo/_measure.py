@@ -9,7 +9,7 @@ from jaxclus import attacks, clustering, data, evaluation, models, threat
 from jaxclus.data import Dataset
 from jaxclus.evaluation._result import as_digits
 from jaxclus.zoo._cards import Figures, card
-from jaxclus.zoo._weights import load
+from jaxclus.zoo._weights import load_shipped
 
 
 def measure(
@@ -81,4 +81,4 @@ def remeasure(
             f"fingerprint {found.test_fingerprint[:12]}), got {images.fingerprint[:12]}"
         )
     ball = threat.create(found.norm, found.eps)
-    return wanted, measure(load(name), images, ball, count, devices=devices)
+    return wanted, measure(load_shipped(name), images, ball, count, devices=devices)

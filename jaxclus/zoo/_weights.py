@@ -79,11 +79,16 @@ def load(path: Path | str) -> Classifier:
     if path.exists():
         return _load_file(path)
     if str(path) in _cards.names():
-        return _load_file(_cards.checked_path(str(path)))
+        return load_shipped(str(path))
     raise FileNotFoundError(
         f"`path` must be a model file, a run directory or a network of the zoo "
         f"({', '.join(_cards.names())}), found no {path}"
     )
+
+
+def load_shipped(name: str) -> Classifier:
+    """A network of the zoo, whatever stands under its name in the working directory."""
+    return _load_file(_cards.checked_path(name))
 
 
 def _load_file(path: Path) -> Classifier:

@@ -290,6 +290,9 @@ def test_groups_come_with_the_data_or_from_a_teacher_of_such_data(tmp_path, runs
     assert "`teacher` must be given for --cluster, since small comes" in no_traceback(capsys)
     words += ["--teacher", str(runs[0])]
     assert cli.main(["train", str(tmp_path / "large.npz"), *words]) == 1
+    assert "`teacher` and `num_groups` must be given together" in no_traceback(capsys)
+    words += ["--num-groups", "2"]
+    assert cli.main(["train", str(tmp_path / "large.npz"), *words]) == 1
     assert "`teacher` must tell 10 classes of images (9, 9, 1) apart" in no_traceback(capsys)
 
 

@@ -122,5 +122,5 @@ def test_discovering_needs_a_network_and_a_number_of_groups():
     network = jc.models.create("cnn", 4, (8, 8, 1), jax.random.key(0), widths=(4,), hidden=8)
     with pytest.raises(ValueError, match=r"`num_groups` must be in \[1, 4\], got 5"):
         jc.evaluation.discover_groups(network, (8, 8, 1), 5)
-    with pytest.raises(TypeError, match="`model` must be a jc.models.Classifier"):
+    with pytest.raises(TypeError, match="`teacher` must be a jc.models.Classifier"):
         jc.evaluation.discover_groups(lambda x: x, (8, 8, 1), 2)

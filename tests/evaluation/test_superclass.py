@@ -82,22 +82,20 @@ def test_a_split_fits_its_own_groups():
     assert found.accuracy == 1
 
 
-def test_augmentation_is_the_published_one_on_request():
+def test_as_published_test_images_are_cropped_and_flipped():
     images = np.zeros((400, 2, 3, 1), np.uint8)
     images[:, 0, 0] = 255  # class 0, of x; mirrored class 2, of y
     target = jc.data.Dataset(images, np.zeros(400, int), ("x", "y", "z"))
     plain = superclass_accuracy(MODEL, target, GROUPS, devices=ONE)
     assert plain.accuracy == 1
-    flips = jc.data.Augmentation(0, flip=True)
-    kept = []
-    for seed in (0, 0, 1):
-        found = superclass_accuracy(
-            MODEL, target, GROUPS, augmentation=flips, key=jax.random.key(seed), devices=ONE
-        )
-        kept.append(found.confusion[0, 0])
-        assert found.confusion[0, 0] + found.confusion[0, 1] == 400
-        assert abs(kept[-1] - 200) < 5 * 10  # a coin for each image, deviation 10
-    assert kept[0] == kept[1] != kept[2]
+    key = jax.random.key(3)
+    found = superclass_accuracy(MODEL, target, GROUPS, as_published=True, key=key, devices=ONE)
+    keys = jc.threat.image_keys(key, jnp.arange(400))
+    seen = jc.data.Augmentation(crop_padding=4, flip=True)(keys, jnp.asarray(images))
+    classes = np.argmax(MODEL(jc.data.to_float(seen)), axis=1)
+    superclass = jc.clustering.group_ids(GROUPS, 6)[classes]
+    np.testing.assert_array_equal(found.confusion[0], np.bincount(superclass, minlength=3))
+    assert 0 < found.confusion[0, 1] and found.accuracy < 1
 
 
 def test_bad_arguments(as_users_call):
@@ -108,10 +106,9 @@ def test_bad_arguments(as_users_call):
             superclass_accuracy(MODEL, data, groups, devices=ONE, **more)
         assert "\n" not in str(caught.value)
 
-    flips = jc.data.Augmentation()
     bad(TypeError, "`target` must be a jc.data.Dataset, got ndarray", data=target.images)
-    bad(ValueError, "`key` must be given for a random `augmentation`", augmentation=flips)
-    bad(TypeError, "`key` must be a typed key", key=jax.random.key_data(key), augmentation=flips)
+    bad(ValueError, "`key` must be given for `as_published=True`, got None", as_published=True)
+    bad(TypeError, "`key` must be a typed key", key=jax.random.key_data(key), as_published=True)
     bad(ValueError, "`groups` must give a group for each of the 6 classes", groups=[0, 1, 2])
     bad(ValueError, "`groups` must be as many as `target` has classes, 3, got 2", groups=[0, 1] * 3)
     bad(

@@ -391,13 +391,18 @@ def test_free_training_by_hand():
 
 
 def test_free_training_goes_on_with_its_perturbation(tmp_path):
+    interrupted_training(FREE, tmp_path)
+
+
+def interrupted_training(objective, tmp_path):
+    """Two epochs at once and with an interruption in the second end with the same weights."""
     data = jc.data.load("digits").take(128)
     config = TrainingConfig(epochs=2, batch_size=64, learning_rate=0.1)
 
     def train(directory):
         return fit(
-            jax.random.key(0), small_cnn(), data, FREE, config, directory=directory, devices=ONE,
-            progress=False,
+            jax.random.key(0), small_cnn(), data, objective, config, directory=directory,
+            devices=ONE, progress=False,
         )  # fmt: skip
 
     whole = train(tmp_path / "whole")
@@ -520,6 +525,35 @@ def test_centre_pull_on_softmax_regression():
     wanted = cross_entropy(logits_of(X_ADV)).mean() + 2 * pull
     assert found.loss == pytest.approx(wanted, rel=1e-5)
     assert found.metrics["distance_to_centre"] == pytest.approx(pull, rel=1e-5)
+
+
+def test_published_centres_are_those_of_augmented_images():
+    data = jc.data.load("digits").take(64)
+    arrays = jnp.asarray(data.images), jnp.asarray(data.labels)
+    plain, published, again = (
+        CentrePull(Standard(), as_published=how).init(jax.random.key(seed), small_cnn(), *arrays, 8)
+        for how, seed in ((False, 0), (True, 0), (True, 1))
+    )
+    assert 1e-3 < np.abs(plain.own - published.own).max() < 1
+    assert np.abs(again.own - published.own).max() > 1e-3
+
+
+def test_weight_clustering_refuses_networks_that_are_not_affine():
+    data = jc.data.load("digits").take(64)
+    arrays = jnp.asarray(data.images), jnp.asarray(data.labels)
+    network, groups = small_cnn(activation="tanh"), jc.data.class_groups("digits")
+    with pytest.raises(ValueError, match="must be affine in the images.*in the way: tanh"):
+        WeightClustering(Standard(), groups).init(jax.random.key(0), network, *arrays, 8)
+    WeightClustering(Standard(), groups, beta=0.0).init(jax.random.key(0), network, *arrays, 8)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [CentrePull(FREE), LogitClustering(AWP(FREE), jc.data.class_groups("digits"))],
+    ids=["centres", "clustering"],
+)
+def test_objectives_in_objectives_go_on_after_an_interruption(objective, tmp_path):
+    interrupted_training(objective, tmp_path)
 
 
 def test_centre_pull_keeps_its_centres_and_the_state_within(tmp_path):

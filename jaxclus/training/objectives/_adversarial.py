@@ -45,6 +45,7 @@ class FastAdversarial(Objective):
 
     d uniform in the ball; x_adv = project(x + d + step_size * step(grad_x CE(f(x + d), y))).
 
+    The step is taken in eval mode, as everywhere here; the published code takes it in train mode.
     Long training, or steps of more than 1.25 eps, can end in catastrophic overfitting: full
     robustness to one step and none to PGD. A held-out split is therefore judged under PGD of ten
     steps, and its best epoch is what `jc.training.fit` returns.
@@ -86,8 +87,9 @@ class FreeAdversarial(Objective):
         g_w, g_x = gradient of mean CE(f_w(x_adv), y) at x_adv = clip(x + d, 0, 1),
         w <- the optimiser's step along g_w,    d <- clip(d + step_size sign(g_x), -eps, eps),
 
-    where pixels that the box has cut keep their d. An epoch visits each image `replays` times, so
-    train for 1 / `replays` of the usual epochs.
+    where pixels that the box has cut keep their d. (Within another objective, such as a clustering
+    regulariser, g_x is the gradient of the whole loss.) An epoch visits each image `replays` times,
+    so train for 1 / `replays` of the usual epochs.
 
     Attributes:
         threat: the threat model, Linf.

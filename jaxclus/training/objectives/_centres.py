@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 
 from jaxclus import _checks, _classifier
-from jaxclus.data import to_float
+from jaxclus.data import Augmentation, to_float
+from jaxclus.threat import image_keys
 from jaxclus.training.objectives._base import Outcome, TrainingModel
 from jaxclus.training.objectives._wrapped import Wrapped, WrappedState
 
@@ -27,19 +28,26 @@ class CentrePull(Wrapped):
     Attributes:
         objective: L; Standard in the paper's code, Adversarial with its flag.
         beta: weight, at least 0; 2 in the paper's code.
+        as_published: centres from images that are cropped (padding 4) and flipped at random once,
+            instead of the images as they are.
 
     Bai et al., "Clustering Effect of (Linearized) Adversarial Robust Models", NeurIPS 2021,
-    arXiv:2111.12922, the fine-tuning of its domain adaptation. The published code takes the centres
-    from augmented images, drawn once; here they are taken as they are.
+    arXiv:2111.12922, the fine-tuning of its domain adaptation.
     """
 
     beta: float = 2.0
+    as_published: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _checks.not_negative("beta", self.beta)
 
-    def own_state(self, model: nnx.Module, images: jax.Array, labels: jax.Array) -> jax.Array:
+    def own_state(
+        self, key: jax.Array, model: nnx.Module, images: jax.Array, labels: jax.Array
+    ) -> jax.Array:
+        if self.as_published:
+            keys = image_keys(key, jnp.arange(len(images)))
+            images = Augmentation(crop_padding=4, flip=True)(keys, images)
         return _mean_logits(model, images, labels)
 
     def loss(

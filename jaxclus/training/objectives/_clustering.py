@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
+from flax import nnx
 from jax.typing import ArrayLike
 
 from jaxclus import _checks, clustering, linear, models
@@ -96,7 +97,8 @@ class WeightClustering(_Clustering):
     BatchNorm, at the weights of this step, and -R in [-2, 2] its clustering score (`difference` of
     `jc.clustering.clustering_score`). The gradient flows through W: k backward passes through the
     linear sub-network, whatever the batch size, and their derivative. No image is involved, so the
-    term fights the cross-entropy of no single example.
+    term fights the cross-entropy of no single example. The network must have an affine linear
+    sub-network; `jc.training.fit` raises ValueError for others, naming what is in the way.
 
     This regulariser is ours; the published ones act on logits (`LogitClustering`).
 
@@ -109,8 +111,20 @@ class WeightClustering(_Clustering):
 
     beta: float = 0.1
 
+    def own_state(
+        self, key: jax.Array, model: nnx.Module, images: jax.Array, labels: jax.Array
+    ) -> Any:
+        # Inside a step nothing can be checked: a network that is not affine raises here.
+        if self.beta > 0:
+            _implicit_weight(model, images.shape[1:])
+        return ()
+
     def _regulariser(self, model: TrainingModel, x: jax.Array, logits: jax.Array) -> jax.Array:
-        bare = models.without_batch_norm(model.network)
-        weight, _ = linear.implicit_weight(linear.linearize(bare), x.shape[1:])
-        matrix = clustering.correlation(weight)
+        matrix = clustering.correlation(_implicit_weight(model.network, x.shape[1:]))
         return -clustering.within_minus_between(matrix, self.groups)
+
+
+def _implicit_weight(network: Any, input_shape: tuple[int, ...]) -> jax.Array:
+    """W [k, h, w, c] of the linear sub-network without BatchNorm."""
+    bare = models.without_batch_norm(network)
+    return linear.implicit_weight(linear.linearize(bare), input_shape).weight

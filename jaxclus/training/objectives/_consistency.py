@@ -53,7 +53,7 @@ class TRADES(_Consistency):
 
     x_adv maximises the same divergence: `steps` projected steps from x + 0.001 N(0, 1) with the
     network in eval mode. Both terms of the update are in train mode and differentiated through
-    both p. The logged accuracy is that on x_adv.
+    both p, and move BatchNorm's statistics once each. The logged accuracy is that on x_adv.
 
     Attributes:
         threat: the threat model.

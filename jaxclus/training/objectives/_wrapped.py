@@ -39,7 +39,9 @@ class Wrapped(Objective):
                 f"`objective` must be a training objective as Standard() is, got {self.objective!r}"
             )
 
-    def own_state(self, model: nnx.Module, images: jax.Array, labels: jax.Array) -> Any:
+    def own_state(
+        self, key: jax.Array, model: nnx.Module, images: jax.Array, labels: jax.Array
+    ) -> Any:
         """The state that this objective adds before training; `model` is in eval mode."""
         return ()
 
@@ -60,7 +62,8 @@ class Wrapped(Objective):
         batch_size: int,
     ) -> WrappedState:
         inner = self.objective.init(key, model, images, labels, batch_size)
-        return WrappedState(self.own_state(model, images, labels), inner)
+        own_key = jax.random.fold_in(key, 1)
+        return WrappedState(self.own_state(own_key, model, images, labels), inner)
 
     def batch(
         self, key: jax.Array, number: jax.Array, state: WrappedState, size: int
