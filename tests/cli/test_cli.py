@@ -374,7 +374,7 @@ def test_a_network_of_the_zoo_can_be_attacked_and_linearised(shipped, tmp_path, 
     assert cli.main(["linearize", *words]) == 0
     found = json.loads(Path("out/linear.json").read_text())
     score = found["variants"]["without_batch_norm"]["score"]
-    assert score["difference"] == pytest.approx(card.figures.within_minus_between, abs=1e-4)
+    assert score["difference"] == pytest.approx(card.figures.within_minus_between, abs=5.1e-4)
 
 
 def test_data_lists_and_describes(capsys):
@@ -431,11 +431,20 @@ def no_traceback(capsys) -> str:
         (["linearize", "no/such/run"], "no/such/run"),
         (["report", "no/such/run"], "no/such/run"),
         (["train", "digits", "--method", "trades"], "`eps` must be given for --method trades"),
-        (["train", "digits", "--method", "free", "--norm", "l2", "--eps", "0.1"], "L2(eps=0.1)"),
+        (["train", "digits", "--method", "free", "--norm", "l2", "--eps", "0.1"], "`norm`"),
+        (
+            ["train", "digits", "--method", "fast", "--eps", "0.1", "--attack-steps", "4"],
+            "`attack_steps` is a setting of pgd, trades and mart, not of fast",
+        ),
+        (["train", "digits", "--num-groups", "3"], "`num_groups` is a setting of --cluster"),
         (["train", "digits", "--beta", "0.1"], "`beta` is a setting of --cluster"),
         (["train", "digits", "--teacher", "runs/x"], "`teacher` is a setting of --cluster"),
         (["train", "digits", "--tradeoff", "2"], "`tradeoff` is a setting of trades and mart"),
-        (["train", "digits", "--cluster", "weight", "--teacher", "no/such"], "no/such"),
+        (
+            ["train", "digits", "--cluster", "weight", "--teacher", "no/such", "--num-groups", "2"],
+            "no/such",
+        ),
+        (["train", "digits", "--cluster", "weight", "--teacher", "x"], "must be given together"),
         (["zoo", "no-such-network"], NETWORK),
         (["zoo", "no-such-network", "--verify"], "'no-such-network'"),
         (["zoo", "--num-images", "8"], "`num_images` is a setting of --verify, got 8"),
