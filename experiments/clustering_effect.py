@@ -37,7 +37,7 @@ import jax
 import tyro
 
 import jaxclus as jc
-from experiments import clustering_summary
+from experiments import clustering_figures, clustering_summary
 from experiments.clustering_trials import (
     Setting,
     Transfer,
@@ -151,7 +151,7 @@ class Experiment:
         runs.write_json(self.output / f"{name}.json", result)
         table = clustering_summary.table(result)
         runs.write_atomic(self.output / f"{name}.md", table.encode())
-        for kind, figure in clustering_summary.figures(result).items():
+        for kind, figure in clustering_figures.figures(result).items():
             with runs.atomic_file(self.output / f"{name}-{kind}.png") as file:
                 figure.savefig(file, format="png", bbox_inches="tight")
         print(table)

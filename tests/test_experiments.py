@@ -11,6 +11,7 @@ import pytest
 import jaxclus as jc
 from experiments import (
     clustering_effect,
+    clustering_figures,
     clustering_summary,
     clustering_trials,
     paired,
@@ -160,7 +161,7 @@ def test_claims_of_the_clustering_effect():
     table = clustering_summary.table(result)
     assert "| pgd | 112.5 ± 1.9 | 112.5 ± 1.9 |" in table
     assert "0.0156 (0.0469) | holds |" in table and "| check |" in table
-    effect = clustering_summary.figures(result)["effect"]
+    effect = clustering_figures.figures(result)["effect"]
     by_trial, by_epoch, by_eps = effect.axes
     assert len(by_trial.get_yticklabels()) == len(clustering_effect.trials(setting)) - 3
     assert [line.get_label() for line in by_epoch.lines][:2] == ["standard", "pgd"]
