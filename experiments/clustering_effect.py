@@ -58,7 +58,7 @@ SETTINGS = {
     ),
     "cifar10": Setting(
         "resnet8", 8 / 255, seeds=6, epochs=2, attack_steps=3, num_images=30_000,
-        factors=("method", "regulariser", "transfer"), methods=("fast",), autoattack_images=100,
+        factors=("method", "regulariser", "transfer"), methods=(), autoattack_images=100,
     ),
     "cifar10 on an accelerator": Setting(
         "resnet18", 8 / 255, seeds=5, epochs=30, attack_steps=10, factors=FACTORS,
