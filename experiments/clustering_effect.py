@@ -18,8 +18,9 @@ in advance is `difference`, the mean correlation of class weights within groups 
 groups, in the linear sub-network without BatchNorm; the groups were fixed before any result was
 seen (`jaxclus.data`). Seeds are paired: p-values are exact over all 2^n sign flips of the
 differences, one-sided in the direction of the paper's claim. Three claims were named in advance and
-are corrected for their number (Holm); all others are exploratory, each by itself. They speak of
-seeds, on these images and groups. CIFAR-10 is the JPEG q75 re-encoding.
+are corrected for their number (Holm); all others are exploratory, each by itself. (That PGD-trained
+networks cluster more had held in an earlier run of this experiment, on the same data.) They speak
+of seeds, on these images and groups. CIFAR-10 is the JPEG q75 re-encoding.
 
 Results: experiments/results/clustering_effect-DATASET.json, a table in .md, figures in .png. On 2
 CPU cores, at 6 seeds: Fashion-MNIST (all factors) and CIFAR-10 (method, regulariser, transfer, on

@@ -90,7 +90,11 @@ class Transfer:
 def objective(
     trial: Trial | Transfer, eps: float, setting: Setting, groups: jc.data.Groups
 ) -> objectives.Objective:
-    """What is minimised; the weights of the regularisers are the paper's, and 0.1 for ours."""
+    """What is minimised.
+
+    The weights of the regularisers on logits are the paper's. Ours has 0.1: of 0.1 and 1 the one
+    that cost no robustness in a pilot, one epoch on 20,000 images of Fashion-MNIST with one seed.
+    """
     ball, steps = jc.Linf(eps), setting.attack_steps
     found = {
         "standard": objectives.Standard(),
