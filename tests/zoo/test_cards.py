@@ -218,5 +218,5 @@ def test_all_but_autoattack_gives_the_card_to_the_digit(name):
     assert jc.evaluation.correct(model, images, devices=ONE).mean() == card.figures.clean_accuracy
     matrix = jc.evaluation.implicit_correlation(model, images.input_shape)
     score = jc.clustering.clustering_score(matrix, card.groups)
-    assert round(score.difference, 4) == card.figures.within_minus_between
-    assert round(score.adjusted_rand, 4) == card.figures.adjusted_rand
+    assert round(score.difference, 3) == card.figures.within_minus_between
+    assert round(score.adjusted_rand, 3) == card.figures.adjusted_rand
