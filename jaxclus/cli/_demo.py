@@ -74,7 +74,7 @@ def clustering_of_the_zoo(directory: Path) -> None:
     cards = [zoo.card(name) for name in zoo.list()]
     # Standard networks first; the others are equal to two digits and keep their order.
     cards.sort(key=lambda card: -round(card.figures.clean_accuracy, 2))
-    print(f"{'network':38s} {'clean':>7s} {'attacked':>9s} {'within - between':>17s} {'Rand':>6s}")
+    print(f"{'network':34s} {'clean':>6s} {'attacked':>9s} {'eps':>7s} {'score':>6s} {'Rand':>5s}")
     for dataset in dict.fromkeys(card.dataset for card in cards):
         matrices = {}
         for card in (card for card in cards if card.dataset == dataset):
@@ -83,17 +83,19 @@ def clustering_of_the_zoo(directory: Path) -> None:
             score = clustering.clustering_score(matrix, card.groups)
             matrices[card.name.removeprefix(f"{dataset}-")] = matrix
             print(
-                f"{card.name:38s} {card.figures.clean_accuracy:7.1%} "
-                f"{card.figures.autoattack_accuracy:9.1%} {score.difference:17.2f} "
-                f"{score.adjusted_rand:6.2f}"
+                f"{card.name:34s} {card.figures.clean_accuracy:6.1%} "
+                f"{card.figures.autoattack_accuracy:9.1%} {card.eps:7.4f} {score.difference:6.2f} "
+                f"{score.adjusted_rand:5.2f}"
             )
         figure = report.correlation_panels(matrices, card.class_names, card.groups)
         path = directory / f"zoo-{dataset}.png"
         with runs.atomic_file(path) as file:
             figure.savefig(file, format="png", bbox_inches="tight")
-        print(f"  written: {path}")
+        print(f"  {card.note}; written: {path}")
+    attacked = cards[0].figures.attacked_images
     print(
-        "attacked: AutoAttack on the first test images, from the model cards (`jaxclus zoo`);\n"
-        "within - between: correlation of class weights in the linear sub-network, within groups\n"
-        "of classes minus between them; Rand: adjusted Rand index of the tree against the groups"
+        f"attacked: AutoAttack, {cards[0].norm}, radius eps, on the first {attacked} test images,\n"
+        "from the model cards (`jaxclus zoo`); score: correlation of class weights in the linear\n"
+        "sub-network, within groups of classes minus between them; Rand: adjusted Rand index of\n"
+        "the tree against the groups"
     )

@@ -52,7 +52,11 @@ def permutation_test(
         matrix: one number for each pair of classes, symmetric, float64; the diagonal is not read.
         ids: group of each class, from 0, no number left out; at least one pair within a group.
         tie: sums closer than this are equal.
+
+    Raises:
+        ValueError: `matrix` is not [k, k], finite and symmetric, or `ids` are no such groups.
     """
+    _check(matrix, ids)
     sizes = tuple(np.bincount(ids).tolist())
     same = np.triu(ids[:, None] == ids[None, :], k=1)
     labellings = _num_labellings(sizes)
@@ -66,6 +70,21 @@ def permutation_test(
         num_labellings=len(sums),
         exact=exact,
     )
+
+
+def _check(matrix, ids):
+    if matrix.ndim != 2 or matrix.shape != ids.shape * 2:
+        raise ValueError(
+            f"`matrix` must be [k, k] for the {ids.size} entries of `ids`, got {matrix.shape}"
+        )
+    if not (np.isfinite(matrix).all() and (matrix == matrix.T).all()):
+        raise ValueError("`matrix` must be finite and symmetric, and is not")
+    sizes = np.bincount(ids) if ids.min(initial=0) >= 0 else np.zeros(1, int)
+    if not sizes.all() or sizes.max(initial=0) < 2:
+        raise ValueError(
+            "`ids` must be groups from 0, none left out, one of them of at least two classes, "
+            f"got {ids.tolist()}"
+        )
 
 
 def _num_labellings(sizes):

@@ -1,5 +1,6 @@
 import itertools
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -56,3 +57,22 @@ def test_sampled_counts_the_observed_labelling(monkeypatch):
     sampled = permutation_test(matrix, ids)
     assert not sampled.exact and sampled.smallest_p == 1 / 100_001
     assert sampled.p_value == pytest.approx(1 / 15, abs=0.004)  # five standard deviations
+
+
+@pytest.mark.parametrize(
+    "matrix, ids, message",
+    [
+        (np.zeros((3, 2)), [0, 0, 1], r"`matrix` must be \[k, k\] for the 3 entries"),
+        (np.zeros((2, 2)), [0, 0, 1], r"`matrix` must be \[k, k\] for the 3 entries"),
+        (np.triu(np.ones((3, 3))), [0, 0, 1], "`matrix` must be finite and symmetric"),
+        (np.full((3, 3), np.inf), [0, 0, 1], "`matrix` must be finite and symmetric"),
+        (np.zeros((3, 3)), [0, 0, 2], "`ids` must be groups from 0, none left out"),
+        (np.zeros((3, 3)), [0, 1, 2], "`ids` must be groups .*at least two classes, got"),
+        (np.zeros((3, 3)), [-1, 0, 0], "`ids` must be groups from 0"),
+    ],
+)
+def test_what_is_no_matrix_or_no_groups_is_named(matrix, ids, message, monkeypatch):
+    # As users call it: pytest's type checks would come first.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=message):
+        permutation_test(matrix, np.array(ids))

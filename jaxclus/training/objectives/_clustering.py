@@ -4,6 +4,7 @@ Bai et al., "Clustering Effect of (Linearized) Adversarial Robust Models", NeurI
 arXiv:2111.12922.
 """
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from jaxclus.training.objectives._wrapped import Wrapped, WrappedState
 
 
 @dataclasses.dataclass(frozen=True)
-class _Clustering(Wrapped):
+class _Clustering(Wrapped, abc.ABC):
     """Another objective plus beta times a regulariser; with beta 0 it is the other one exactly."""
 
     groups: Sequence[Any] | ArrayLike
@@ -48,9 +49,9 @@ class _Clustering(Wrapped):
         metrics = found.metrics | {"regulariser": term}
         return Outcome(found.loss + self.beta * term, found.logits, metrics)
 
+    @abc.abstractmethod
     def _regulariser(self, model: TrainingModel, x: jax.Array, logits: jax.Array) -> jax.Array:
         """What is added, a scalar."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
