@@ -304,10 +304,13 @@ def test_demo_shows_the_zoo_and_runs_from_training_to_the_report(tmp_path, capsy
     for card in map(jc.zoo.card, jc.zoo.list()):
         # The score is the one that the card has; only here it is computed, from the weights.
         (line,) = (line for line in out.splitlines() if line.startswith(f"{card.name} "))
-        score = float(line.split()[3])
+        eps, score = map(float, line.split()[3:5])
+        assert eps == pytest.approx(card.eps, abs=5.1e-5)
         assert score == pytest.approx(card.figures.within_minus_between, abs=0.0051)
         image = (tmp_path / f"zoo-{card.dataset}.png").read_bytes()
         assert image.startswith(b"\x89PNG") and len(image) > 10_000
+        assert f"AutoAttack, {card.norm}, radius eps" in out
+        assert f"first {card.figures.attacked_images} test images" in out
     assert (tmp_path / "report" / "index.html").exists()
     assert "done in" in out
 
