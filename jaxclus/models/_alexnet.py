@@ -4,6 +4,8 @@ parallelizing convolutional neural networks", arXiv 1404.5997, which is torchvis
 
 There is no BatchNorm, as in the papers. There is no dropout either: it is off in the linear
 sub-network and in eval mode, and networks here have no source of random numbers in training.
+Initial values are He's: with PyTorch's, which torchvision's has, signals fade from layer to layer,
+and small networks do not train against an adversary.
 """
 
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxclus import _checks
 from jaxclus.models._classifier import Classifier
 from jaxclus.models._layers import (
+    HE_GAIN,
     Activation,
     Conv,
     FittingMaxPool,
@@ -86,6 +89,7 @@ class AlexNet(Classifier):
                 strides,
                 padding=padding,
                 use_bias=True,
+                gain=HE_GAIN,
                 dtype=dtype,
                 rngs=rngs,
             )
@@ -99,7 +103,7 @@ class AlexNet(Classifier):
         features = self._flat_features(input_shape)
         self.dense, self.dense_activations = nnx.List(), nnx.List()
         for out_features in hidden:
-            self.dense.append(Linear(features, out_features, dtype=dtype, rngs=rngs))
+            self.dense.append(Linear(features, out_features, gain=HE_GAIN, dtype=dtype, rngs=rngs))
             self.dense_activations.append(Activation.named(activation))
             features = out_features
         super().__init__(

@@ -226,7 +226,8 @@ def _initialise(spec: ModelSpec, key: jax.Array) -> Classifier:
     start = 0
     for layer, weight in weights:
         drawn = draws[start : start + weight.size].reshape(weight.shape)
-        weight[...] = drawn * uniform_bound(layer.kernel.shape)
+        gain = layer.gain if weight is layer.kernel else 1.0
+        weight[...] = drawn * (gain * uniform_bound(layer.kernel.shape))
         start += weight.size
     return model
 

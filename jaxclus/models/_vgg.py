@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxclus import _checks
 from jaxclus.models._classifier import Classifier
 from jaxclus.models._layers import (
+    HE_GAIN,
     Activation,
     BatchNorm,
     Conv,
@@ -49,7 +50,10 @@ class VGGBlock(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        self.conv = Conv(in_features, out_features, 3, use_bias=True, dtype=dtype, rngs=rngs)
+        gain = 1.0 if batch_norm else HE_GAIN
+        self.conv = Conv(
+            in_features, out_features, 3, use_bias=True, gain=gain, dtype=dtype, rngs=rngs
+        )
         self.norm = BatchNorm(out_features, dtype=dtype, rngs=rngs) if batch_norm else Identity()
         self.activation = Activation.named(activation)
         self.pool = FittingMaxPool(2) if pool else Identity()

@@ -1,4 +1,5 @@
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,29 @@ def test_weights_start_uniform_and_normalisations_neutral():
                 assert (getattr(module, variable)[...] == value).all()
     bias = np.asarray(model.head.bias[...])
     assert 0.85 * 32**-0.5 < np.abs(bias).max() <= 32**-0.5
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("vgg13", {"width": 16, "blocks": (2, 2, 2), "batch_norm": False}),
+        ("alexnet", {"widths": (16,) * 5, "hidden": (64, 64)}),
+    ],
+)
+def test_signals_do_not_fade_without_batch_norm(name, arguments):
+    model = models.create(name, 10, (32, 32, 3), jax.random.key(0), **arguments)
+    x = jax.random.normal(jax.random.key(1), (8, 32, 32, 3))
+    # He's gain keeps the second moment of each layer; PyTorch's divides it by six.
+    assert 0.2 < jnp.square(model.features(x)).mean() < 5
+
+
+def test_the_gain_is_that_of_kernels_but_not_of_biases():
+    model = models.create("alexnet", 10, (32, 32, 3), jax.random.key(0))
+    for layer in (model.convs[1], model.dense[0]):
+        bound = math.prod(layer.kernel.shape[:-1]) ** -0.5
+        assert 2.4 * bound < jnp.abs(layer.kernel[...]).max() <= 6**0.5 * bound * (1 + 1e-6)
+        assert 0.9 * bound < jnp.abs(layer.bias[...]).max() <= bound
+    assert jnp.abs(model.head.kernel[...]).max() <= model.head.kernel.shape[0] ** -0.5
 
 
 def test_layers_of_one_shape_start_differently():

@@ -11,11 +11,11 @@ def rngs():
     return nnx.Rngs(params=jax.random.key(0))
 
 
-@pytest.mark.parametrize("size, use_bias", [(1, False), (3, True), (7, False)])
-def test_conv_starts_uniform_within_one_over_root_fan_in(size, use_bias):
-    layer = models.Conv(8, 256, size, use_bias=use_bias, rngs=rngs())
+@pytest.mark.parametrize("size, use_bias, gain", [(1, False, 1.0), (3, True, 1.0), (7, True, 2.0)])
+def test_conv_starts_uniform_within_gain_over_root_fan_in(size, use_bias, gain):
+    layer = models.Conv(8, 256, size, use_bias=use_bias, gain=gain, rngs=rngs())
     bound = (8 * size**2) ** -0.5
-    kernel = np.asarray(layer.kernel[...])
+    kernel = np.asarray(layer.kernel[...]) / gain
     assert kernel.shape == (size, size, 8, 256)
     assert 0.98 * bound < np.abs(kernel).max() <= bound
     # A uniform variable on +-bound has the standard deviation bound / sqrt(3).
@@ -27,9 +27,10 @@ def test_conv_starts_uniform_within_one_over_root_fan_in(size, use_bias):
         assert 0.9 * bound < np.abs(bias).max() <= bound
 
 
-def test_linear_starts_uniform_within_one_over_root_of_its_inputs():
-    layer = models.Linear(100, 200, rngs=rngs())
-    kernel, bias = np.asarray(layer.kernel[...]), np.asarray(layer.bias[...])
+@pytest.mark.parametrize("gain", [1.0, 2.0])
+def test_linear_starts_uniform_within_gain_over_root_of_its_inputs(gain):
+    layer = models.Linear(100, 200, gain=gain, rngs=rngs())
+    kernel, bias = np.asarray(layer.kernel[...]) / gain, np.asarray(layer.bias[...])
     assert 0.098 < np.abs(kernel).max() <= 0.1 and 0.09 < np.abs(bias).max() <= 0.1
     np.testing.assert_allclose(kernel.std(), 0.1 / 3**0.5, rtol=0.03)
 
