@@ -1,6 +1,7 @@
 """Experiments run end to end in their quick form; their statistics against closed forms."""
 
 import dataclasses
+import hashlib
 import json
 
 import jax
@@ -192,8 +193,23 @@ def test_fashion_mnist_transfers_between_its_own_superclasses():
     assert jc.data.transfer_groups("cifar10") is None
 
 
+def test_zoo_makes_a_network_and_its_card(tmp_path, capsys):
+    name = "digits-cnn-pgd_clustering"
+    zoo.Experiment((name,), num_images=8, output=tmp_path, work=tmp_path / "work").run()
+    assert f"{name}: clean 0." in capsys.readouterr().out
+    card = json.loads((tmp_path / f"{name}.json").read_text())
+    weights = tmp_path / f"{name}.safetensors"
+    assert card["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert "LogitClustering(objective=Adversarial(" in card["objective"]
+    assert (card["norm"], card["eps"], card["figures"]["attacked_images"]) == ("linf", 0.2, 8)
+    measured = jc.zoo.measure(
+        jc.load(weights), jc.data.load("digits", "test"), jc.Linf(0.2), num_images=8
+    )
+    assert card["figures"] == json.loads(json.dumps(dataclasses.asdict(measured)))
+
+
 def test_zoo_names_its_networks():
-    assert set(jc.zoo.list()) <= set(zoo.NAMES)
+    assert set(jc.zoo.list()) == set(zoo.SHIPPED)
     with pytest.raises(ValueError, match="`names` must be some of .*cifar10-resnet8-pgd.* got 'x'"):
         zoo.Experiment(("x",)).run()
 
