@@ -45,6 +45,7 @@ from experiments.clustering_trials import (
     Trial,
     objective,
     trained,
+    transfer_plan,
     transferred,
 )
 from jaxclus import runs
@@ -62,8 +63,8 @@ SETTINGS = {
         factors=("method", "regulariser", "transfer"), methods=(), autoattack_images=100,
     ),
     "cifar10 on an accelerator": Setting(
-        "resnet18", 8 / 255, seeds=5, epochs=30, attack_steps=10, factors=FACTORS,
-        small_images=50_000,
+        "resnet18", 8 / 255, seeds=6, epochs=5, attack_steps=3, autoattack_images=200,
+        factors=("method", "regulariser", "transfer"),
     ),
     "digits": Setting(
         "cnn", 0.2, seeds=6, epochs=30, attack_steps=7, factors=FACTORS, batch_size=64,
@@ -196,7 +197,10 @@ class Experiment:
         directory = self.work / name.replace(", ", "-").replace(" ", "_")
         # Which other trials and how many seeds there are changes nothing.
         common = dataclasses.replace(setting, seeds=0, factors=(), methods=(), eps_factors=())
-        goal = objective(trial, setting.eps, setting, train.groups)
+        goal: Any = objective(trial, setting.eps, setting, train.groups)
+        if isinstance(trial, Transfer):
+            plan = transfer_plan(trial, setting, seed, train)
+            goal = plan.objective, plan.source.fingerprint, plan.target.fingerprint
         where = {key: runs.environment()[key] for key in ("versions", "hardware")}
         made_of = repr((trial, goal, common, train.fingerprint, test.fingerprint, where))
         path = directory / "row.json"

@@ -18,7 +18,7 @@ from jaxclus.evaluation._robustness import (
 )
 from jaxclus.evaluation._signs import SIGNS, Sign
 from jaxclus.evaluation._success_pattern import SuccessPattern, success_pattern
-from jaxclus.evaluation._superclass import SuperclassAccuracy, superclass_accuracy
+from jaxclus.evaluation._superclass import SuperclassAccuracy, SuperclassLogits, superclass_accuracy
 
 __all__ = [
     "MICROBATCH",
@@ -32,6 +32,7 @@ __all__ = [
     "Spread",
     "SuccessPattern",
     "SuperclassAccuracy",
+    "SuperclassLogits",
     "clustering_effect",
     "correct",
     "describe",

@@ -8,12 +8,45 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxclus import _checks, _classifier, parallel
+from jaxclus import _checks, _classifier, _pytree, parallel
 from jaxclus._classifier import Classifier
 from jaxclus.clustering import group_ids
-from jaxclus.clustering._score import named
+from jaxclus.clustering._score import count_classes, named
 from jaxclus.data import Augmentation, Dataset, to_float
 from jaxclus.evaluation._predict import predict
+
+
+@_pytree.register
+@dataclasses.dataclass(frozen=True)
+class SuperclassLogits:
+    """Logits of k classes [b, k] -> those of s superclasses [b, s]: the highest of each group.
+
+    arg max over superclasses is the group of the arg max over classes, the read-out of
+    `superclass_accuracy`. Behind a classifier of subclasses, `jc.Chain(model, SuperclassLogits(...
+    ))` is the classifier of superclasses for attacks to reach from one superclass into another.
+    (The published code attacks subclasses with superclass labels.)
+
+    Attributes:
+        groups: superclass of each of the k classes, as named groups or group ids [k].
+
+    Raises:
+        TypeError, ValueError: `groups` are no such groups.
+    """
+
+    groups: Sequence[Any] | ArrayLike = dataclasses.field(metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        # One form of all that groups can be given as, and hashable.
+        ids = group_ids(self.groups, count_classes(self.groups))
+        object.__setattr__(self, "groups", tuple(ids.tolist()))
+
+    def __call__(self, logits: jax.Array) -> jax.Array:
+        ids = np.array(self.groups)
+        if logits.shape[-1] != len(ids):
+            raise ValueError(
+                f"`logits` must be of the {len(ids)} classes that have a group, got {logits.shape}"
+            )
+        return jax.ops.segment_max(logits.T, ids, int(ids.max()) + 1).T
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -31,7 +31,8 @@ def uniform_bound(kernel_shape: Sequence[int]) -> float:
 
 
 # Gain of He et al. (2015), arXiv 1502.01852, eq. 10: through a layer followed by ReLU the second
-# moment stays what it is; with a gain of 1 each such layer divides it by six.
+# moment stays what it is; with a gain of 1 each such layer divides it by six, which deep networks
+# without BatchNorm do not survive.
 HE_GAIN = math.sqrt(6.0)
 
 
@@ -61,7 +62,7 @@ class Conv(nnx.Conv):
         strides: step in both directions, in pixels.
         padding: zeros on each side, in pixels; default `kernel_size // 2`.
         use_bias: whether each output channel has a bias.
-        gain: of the initial kernel; 1, PyTorch's, unless the network has no BatchNorm to rescale.
+        gain: of the initial kernel, above 0; 1 is PyTorch's.
         dtype: type of the computation; the parameters are float32.
         rngs: source of the initial values.
     """
@@ -105,7 +106,7 @@ class Linear(nnx.Linear):
     Args:
         in_features: size of the input's last axis.
         out_features: size of the output's last axis.
-        gain: of the initial kernel; 1, PyTorch's, unless the network has no BatchNorm to rescale.
+        gain: of the initial kernel, above 0; 1 is PyTorch's.
         dtype: type of the computation; the parameters are float32.
         rngs: source of the initial values.
     """

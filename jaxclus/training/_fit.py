@@ -1,6 +1,7 @@
 """The training loop: compiled steps, metrics one step late, checkpoints, exact resume."""
 
 import dataclasses
+import hashlib
 import signal
 import tempfile
 import threading
@@ -78,7 +79,7 @@ def fit(
 
     Raises:
         ValueError, TypeError: if the data do not fit the network or the batch size, or the
-            directory holds a run with other settings.
+            directory holds a run with other settings or other initial weights.
         OSError: if the directory cannot be written to.
         CorruptCheckpointError: if the directory holds checkpoints and none is intact.
         TrainingDiverged: if the loss or the weights become NaN or infinite.
@@ -245,6 +246,7 @@ def _meta(
     spec = getattr(model, "spec", None)
     return {
         "model": None if spec is None else spec.to_json(),
+        "initial weights": _digest(_step.weights_of(model)),
         "objective": _described(program.objective),
         "config": dataclasses.asdict(program.config)
         | {"milestones": list(program.config.milestones)},
@@ -253,6 +255,14 @@ def _meta(
         "validation": None if validation is None else validation.fingerprint,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
     }
+
+
+def _digest(weights: Any) -> str:
+    """SHA-256 of arrays: networks of one key can differ, as those to be fine-tuned do."""
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(weights):
+        sha.update(np.asarray(leaf).tobytes())
+    return sha.hexdigest()
 
 
 def _described(value: Any) -> str:

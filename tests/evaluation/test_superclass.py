@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxclus as jc
-from jaxclus.evaluation import superclass_accuracy
+from jaxclus.evaluation import SuperclassLogits, superclass_accuracy
 
 ONE = jax.devices()[:1]
 GROUPS = (("x", (0, 3)), ("y", (1, 2, 4)), ("z", (5,)))
@@ -116,3 +116,42 @@ def test_bad_arguments(as_users_call):
         r"`groups` must be named as the classes of `target`, \('x', 'y', 'z'\), got \('z', 'y'",
         groups=GROUPS[::-1],
     )
+
+
+@pytest.mark.parametrize("groups", [GROUPS, OF_CLASS.tolist()])
+def test_superclass_logits_are_the_highest_of_each_group(groups):
+    head = SuperclassLogits(groups)
+    logits = jnp.array([[0.0, 5, -1, 3, 4, 2], [7, 1, 1, 1, 1, 8]])
+    expected = [[3, 5, 2], [7, 1, 8]]
+    np.testing.assert_array_equal(head(logits), expected)
+    np.testing.assert_array_equal(jax.jit(SuperclassLogits.__call__)(head, logits), expected)
+    np.testing.assert_array_equal(jax.vmap(lambda z: head(z[None])[0])(logits), expected)
+    # The gradient is that of the class that wins.
+    gradient = jax.grad(lambda z: head(z)[:, 1].sum())(logits[:1])
+    np.testing.assert_array_equal(gradient, [[0, 1, 0, 0, 0, 0]])
+
+
+def test_a_classifier_of_superclasses_decides_as_the_read_out_does():
+    target = problem()
+    chained = jc.Chain(MODEL, SuperclassLogits(GROUPS))
+    found = superclass_accuracy(MODEL, target, GROUPS, devices=ONE).accuracy
+    assert jc.evaluation.correct(chained, target, devices=ONE).mean() == pytest.approx(found)
+    # An attack within the ball of half a level, less than any two pixels differ, changes nothing.
+    attack = jc.attacks.PGD(jc.Linf(0.5 / 255), steps=3)
+    robust = jc.evaluation.robustness(jax.random.key(0), chained, attack, target, devices=ONE)
+    assert robust.robust_accuracy == pytest.approx(found)
+    # One of 30 levels, more than half of what neighbours in order differ by, does: every image
+    # whose two highest pixels are of two superclasses is turned.
+    attack = jc.attacks.PGD(jc.Linf(30 / 255), steps=10)
+    robust = jc.evaluation.robustness(jax.random.key(0), chained, attack, target, devices=ONE)
+    order = np.argsort(target.images.reshape(-1, 6), axis=1)
+    same = OF_CLASS[order[:, -1]] == OF_CLASS[order[:, -2]]
+    held = same & (OF_CLASS[order[:, -1]] == target.labels)
+    assert (robust.robust <= held).all() and 0 < robust.robust.sum()
+
+
+def test_superclass_logits_refuse_other_logits():
+    with pytest.raises(ValueError, match=r"`logits` must be of the 6 classes .* got \(2, 5\)"):
+        SuperclassLogits(GROUPS)(jnp.zeros((2, 5)))
+    with pytest.raises(ValueError, match="`groups` must "):
+        SuperclassLogits((("x", (0, 2)),))

@@ -19,11 +19,11 @@ from jaxclus.training.objectives import Standard
 STEPS = 6  # in an epoch
 
 
-def train(directory=None, **changes):
+def train(directory=None, initial=0, **changes):
     """The run; the tests do it too, without interruption."""
     digits = jc.data.load("digits")
     settings = {"epochs": 5, "batch_size": 16, "log_every": 1, "ema_decay": 0.9} | changes
-    model = jc.models.create("cnn", 10, (8, 8, 1), jax.random.key(0), widths=(4,), hidden=8)
+    model = jc.models.create("cnn", 10, (8, 8, 1), jax.random.key(initial), widths=(4,), hidden=8)
     return fit(
         jax.random.key(7), model, digits.take(100), Standard(), TrainingConfig(**settings),
         validation=digits.subset(range(1000, 1050)),

@@ -1,12 +1,15 @@
 """Every objective's loss, adversary and gradient against NumPy in float64."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.special
 from flax import nnx
 from training_problems import ONE, Softmax, assert_same_weights, small_cnn, weights
 
@@ -511,7 +514,7 @@ def test_bad_types_and_shapes_are_named():
 
 def test_centre_pull_on_softmax_regression():
     data = jc.data.Dataset((X * 255).astype(np.uint8), Y, tuple("abcde"))
-    objective, network = CentrePull(PGD_AT, beta=2.0), Softmax(WEIGHT)
+    objective, network = CentrePull(PGD_AT, beta=0.5), Softmax(WEIGHT)
     arrays = jnp.asarray(data.images), jnp.asarray(data.labels)
     state = objective.init(jax.random.key(0), network, *arrays, 3)
     z = logits_of(data.images / 255)
@@ -522,9 +525,48 @@ def test_centre_pull_on_softmax_regression():
     model = TrainingModel(graph, params, stats)
     found = objective.loss(model, *map(jnp.asarray, (X, X_ADV, Y)), KEYS, state)
     pull = ((logits_of(X_ADV) - centres[Y]) ** 2).mean()
-    wanted = cross_entropy(logits_of(X_ADV)).mean() + 2 * pull
+    wanted = cross_entropy(logits_of(X_ADV)).mean() + 0.5 * pull
     assert found.loss == pytest.approx(wanted, rel=1e-5)
     assert found.metrics["distance_to_centre"] == pytest.approx(pull, rel=1e-5)
+
+
+def test_centre_pull_warns_of_the_classes_that_it_loses():
+    k, beta = 4, 2.0
+    rng = np.random.default_rng(0)
+    centres = rng.normal(0, 1.5, (k, k)).astype(np.float32)
+
+    def optimum(y):
+        """Of cross-entropy plus beta mean (z - m_y)^2, a convex function of z."""
+        return scipy.optimize.minimize(
+            lambda z: scipy.special.logsumexp(z) - z[y] + beta * np.mean((z - centres[y]) ** 2),
+            np.zeros(k),
+            tol=1e-10,
+        ).x
+
+    lost = [y for y in range(k) if optimum(y).argmax() != y]
+    assert 0 < len(lost) < k
+    labels = jnp.arange(k)
+    images = labels.astype(jnp.uint8).reshape(k, 1, 1, 1)
+    network = _Lookup(centres)
+    with pytest.warns(UserWarning, match=rf"`beta` 2 pulls the classes {re.escape(str(lost))} to"):
+        found = CentrePull(Standard(), beta).own_state(KEYS[0], network, images, labels)
+    np.testing.assert_allclose(found, centres, rtol=1e-6)
+    gaps = (centres + np.where(np.eye(k), -np.inf, 0)).max(axis=1) - centres.diagonal()
+    limit = k / (2 * gaps.max())
+    above, below = (CentrePull(Standard(), factor * limit) for factor in (1.01, 0.99))
+    with pytest.warns(UserWarning, match=f"must be below {limit:.3g} with this head"):
+        above.own_state(KEYS[0], network, images, labels)
+    below.own_state(KEYS[0], network, images, labels)  # a warning is an error in the tests
+
+
+class _Lookup(nnx.Module):
+    """An image of one pixel, the class in levels of 255, has that class's centre as logits."""
+
+    def __init__(self, centres):
+        self.centres = nnx.Param(jnp.array(centres))
+
+    def __call__(self, x):
+        return self.centres[...][jnp.round(x[:, 0, 0, 0] * 255).astype(int)]
 
 
 def test_published_centres_are_those_of_augmented_images():

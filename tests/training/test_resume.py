@@ -140,6 +140,8 @@ def _stop_after(directory, step):
         ({"learning_rate": 0.2}, "with config.learning_rate = 0.1, not 0.2"),
         ({"epochs": 6}, "with config.epochs = 5, not 6"),
         ({"ema_decay": None}, "with config.ema_decay = 0.9, not None"),
+        # As in fine-tuning, where the network is an input and the key the same.
+        ({"initial": 1}, "with initial weights = '[0-9a-f]{64}', not '[0-9a-f]{64}'"),
     ],
 )
 def test_other_settings_in_the_same_directory(uninterrupted, changes, message):

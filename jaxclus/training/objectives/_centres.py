@@ -1,6 +1,7 @@
 """Fine-tuning that pulls logits towards class centres."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import jax
@@ -25,6 +26,11 @@ class CentrePull(Wrapped):
     it comes, in eval mode; they stay as they are. For transfer to k superclasses the network comes
     from `jc.models.with_new_head`: so published, the centres are those of a random head.
 
+    A random head's centres need not lie on their classes' sides. The loss is smallest at
+    z = m_y + k / (2 beta) (e_y - softmax(z)), where class y wins against class j if and only if
+    m_yy > m_yj - k / (2 beta). A class for which that is wrong is lost in training, and `fit` warns
+    of it: 2 is too much for some heads on features that are not small.
+
     Attributes:
         objective: L; Standard in the paper's code, Adversarial with its flag.
         beta: weight, at least 0; 2 in the paper's code.
@@ -48,7 +54,20 @@ class CentrePull(Wrapped):
         if self.as_published:
             keys = image_keys(key, jnp.arange(len(images)))
             images = Augmentation(crop_padding=4, flip=True)(keys, images)
-        return _mean_logits(model, images, labels)
+        centres = _mean_logits(model, images, labels)
+        self._warn_of_lost_classes(np.asarray(centres))
+        return centres
+
+    def _warn_of_lost_classes(self, centres: np.ndarray) -> None:
+        gaps = _gaps(centres)
+        lost = np.flatnonzero(2 * self.beta * gaps >= len(gaps)).tolist()
+        if lost:
+            warnings.warn(
+                f"`beta` {self.beta:g} pulls the classes {lost} to centres where another class "
+                f"wins: they will be lost. It must be below {len(gaps) / (2 * gaps.max()):.3g} "
+                "with this head",
+                stacklevel=2,
+            )
 
     def loss(
         self,
@@ -63,6 +82,12 @@ class CentrePull(Wrapped):
         pull = jnp.square(found.logits - state.own[y]).mean()
         metrics = found.metrics | {"distance_to_centre": pull}
         return Outcome(found.loss + self.beta * pull, found.logits, metrics)
+
+
+def _gaps(centres: np.ndarray) -> np.ndarray:
+    """max_{j != y} m_yj - m_yy for each class y: above 0, another class leads at its centre."""
+    others = np.where(np.eye(len(centres), dtype=bool), -np.inf, centres)
+    return others.max(axis=1) - np.diagonal(centres)
 
 
 def _mean_logits(model: nnx.Module, images: jax.Array, labels: jax.Array) -> jax.Array:
