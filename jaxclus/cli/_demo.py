@@ -46,12 +46,13 @@ class Demo:
         clustering_of_the_zoo(self.output)
         config = TrainingConfig(epochs=self.epochs, batch_size=64, learning_rate=0.05)
         paths = []
-        for method in ("standard", "pgd"):
-            train = Train(
-                dataset=self.dataset, model=self.model, method=method, eps=self.eps,
-                attack_steps=7, training=config, num_images=self.num_images, output=self.output,
-            )  # fmt: skip
-            self._step(f"training: {method}")
+        standard = Train(
+            dataset=self.dataset, model=self.model, training=config, num_images=self.num_images,
+            output=self.output,
+        )  # fmt: skip
+        robust = dataclasses.replace(standard, method="pgd", eps=self.eps, attack_steps=7)
+        for train in (standard, robust):
+            self._step(f"training: {train.method}")
             train.run()
             paths.append(train.directory(0))
         for path in paths:

@@ -38,7 +38,8 @@ class Train:
     norm: Literal["linf", "l2", "l1"] = "linf"
     """Norm of the adversary's ball."""
     eps: Number | None = None
-    """Radius of the ball on the pixel scale [0, 1]; needed for all methods but standard."""
+    """Radius of the ball on the pixel scale [0, 1]; needed for all methods but standard, which
+    has no adversary."""
     attack_steps: int | None = None
     """Gradient steps of the adversary of pgd, trades and mart; default 10."""
     step_size: Number | None = None
@@ -116,10 +117,18 @@ class Train:
         # Ignored, --beta without --cluster would train another network than the user believes.
         if self.tradeoff is not None and self.method not in ("trades", "mart"):
             raise ValueError(f"`tradeoff` is a setting of trades and mart, not of {self.method}")
-        if self.attack_steps is not None and self.method in ("fast", "free"):
+        if self.attack_steps is not None and self.method not in ("pgd", "trades", "mart"):
             raise ValueError(
                 f"`attack_steps` is a setting of pgd, trades and mart, not of {self.method}"
             )
+        # That linf was asked for cannot be told from its being the default.
+        norm = None if self.norm == "linf" else self.norm
+        for name, value in (("eps", self.eps), ("step_size", self.step_size), ("norm", norm)):
+            if value is not None and self.method == "standard":
+                raise ValueError(
+                    f"`{name}` is a setting of training against an adversary, as --method pgd, "
+                    "not of standard"
+                )
         for name in ("beta", "teacher", "num_groups"):
             if getattr(self, name) is not None and self.cluster is None:
                 raise ValueError(f"`{name}` is a setting of --cluster logits or weight, got none")

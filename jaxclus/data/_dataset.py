@@ -7,6 +7,8 @@ makes the float32 images in [0, 1] that models and attacks take.
 import dataclasses
 import functools
 import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -64,7 +66,8 @@ class Dataset:
         images: uint8 [n, h, w, c], 0 to 255, n at least 1.
         labels: int32 [n], class indices from 0 (other integers are converted).
         class_names: one name for each class; default "0", "1", ... up to the largest label.
-        groups: named groups of classes by class index, each class in exactly one, or None.
+        groups: named groups of classes, ((name, (class index, ...)), ...), each class in exactly
+            one and no group empty; or None.
         name: name of the data set.
         split: name of the split, as "train" or "test".
     """
@@ -81,7 +84,7 @@ class Dataset:
         names = tuple(self.class_names) or tuple(map(str, range(int(labels.max()) + 1)))
         _check_labels(labels, names)
         if self.groups is not None:
-            _check_groups(self.groups, len(names))
+            check_groups(self.groups, len(names), partition=True)
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "class_names", names)
@@ -222,15 +225,50 @@ def _check_labels(labels: np.ndarray, names: tuple[str, ...]) -> None:
         raise ValueError(f"`class_names` must be different, got {twice!r} more than once")
 
 
-def _check_groups(groups: Groups, num_classes: int) -> None:
-    members = sorted(index for _, indices in groups for index in indices)
-    if members != list(range(num_classes)):
+def check_groups(groups: Any, num_classes: int, *, partition: bool) -> None:
+    """Raises unless `groups` are names with their classes, each name and each class at most once.
+
+    Args:
+        groups: whatever was given as ((name, (class index, ...)), ...).
+        num_classes: k; the indices are in [0, k).
+        partition: whether each class must be in a group, and no group be empty.
+
+    Raises:
+        TypeError: `groups` have another form.
+        ValueError: they hold other classes, or one of them or a name twice.
+    """
+    _check_form(groups)
+    classes = [c for _, members in groups for c in members]
+    for c in classes:
+        if not isinstance(c, (int, np.integer)) or not 0 <= c < num_classes:
+            raise ValueError(
+                f"`groups` must hold class indices in [0, {num_classes - 1}], got {c!r}"
+            )
+    names = [name for name, _ in groups]
+    for what, held in (("each class", classes), ("different names, each name", names)):
+        twice = [one for one, count in Counter(held).items() if count > 1]
+        if twice:
+            raise ValueError(f"`groups` must hold {what} once, got {twice[0]!r} twice")
+    if partition and len(classes) < num_classes:
         raise ValueError(
             f"`groups` must hold each class index from 0 to {num_classes - 1} exactly once, "
-            f"got {members}"
+            f"got {sorted(classes)}"
         )
-    if not all(indices for _, indices in groups) or len(dict(groups)) < len(groups):
-        raise ValueError(
-            "`groups` must have different names and at least one class each, got "
-            f"{[(name, len(indices)) for name, indices in groups]}"
-        )
+    empty = [name for name, members in groups if not members]
+    if partition and empty:
+        raise ValueError(f"`groups` must have at least one class each, got none in {empty[0]!r}")
+
+
+def _check_form(groups: Any) -> None:
+    allowed = "`groups` must be ((name, (class index, ...)), ...)"
+    if not _is_sequence(groups):
+        raise TypeError(f"{allowed}, got {type(groups).__name__}")
+    for group in groups:
+        pair = _is_sequence(group) and len(group) == 2
+        if not (pair and isinstance(group[0], str) and _is_sequence(group[1])):
+            one_line = " ".join(repr(group).split())  # an array's has several
+            raise TypeError(f"{allowed}, got the group {one_line}")
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

@@ -4,12 +4,11 @@ The target's images show classes that the source does not have, of superclasses 
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxclus.data._dataset import Dataset, Groups
+from jaxclus.data._dataset import Dataset, Groups, check_groups
 
 # The superclasses of CIFAR-20, in the order of its labels.
 _CIFAR20 = ("fish", "flowers", "household_electrical_devices", "people")
@@ -50,7 +49,7 @@ def split_subclasses(
         `data.name`; and the target, with the superclasses as classes, no groups, and "/target".
 
     Raises:
-        TypeError: `target` is no integer.
+        TypeError: `target` is no integer, or `groups` have another form.
         ValueError: an argument is not as said.
 
     Bai et al., "Clustering Effect of (Linearized) Adversarial Robust Models", NeurIPS 2021,
@@ -98,9 +97,10 @@ def cifar20(data: Dataset, as_published: bool = False) -> SubclassSplit:
     groups = dict(data.groups or ())
     missing = [name for name in _CIFAR20 if name not in groups]
     if missing:
+        advice = '; those of CIFAR-100 are `groups=jc.data.class_groups("cifar100")`'
         raise ValueError(
             f"`data` must have the groups {', '.join(_CIFAR20)}, got {data.name!r} without "
-            f"{', '.join(missing)}"
+            f"{', '.join(missing)}{'' if data.groups else advice}"
         )
     sizes = {name: len(groups[name]) for name in _CIFAR20}
     if set(sizes.values()) != {_CIFAR20_SIZE}:
@@ -125,7 +125,7 @@ def _superclasses(data: Dataset, groups: Groups | None) -> Groups:
     groups = data.groups if groups is None else groups
     if groups is None:
         raise ValueError(f"`groups` must be given for {data.name!r}, which has none of its own")
-    _check_groups(groups, data.num_classes)
+    check_groups(groups, data.num_classes, partition=False)
     taking_part = tuple((name, tuple(sorted(members))) for name, members in groups)
     taking_part = tuple(group for group in taking_part if len(group[1]) >= 2)
     if len(taking_part) < 2:
@@ -134,23 +134,6 @@ def _superclasses(data: Dataset, groups: Groups | None) -> Groups:
             f"{[(name, len(members)) for name, members in groups]}"
         )
     return taking_part
-
-
-def _check_groups(groups: Groups, num_classes: int) -> None:
-    classes = [c for _, members in groups for c in members]
-    for c in classes:
-        if not isinstance(c, (int, np.integer)) or not 0 <= c < num_classes:
-            raise ValueError(
-                f"`groups` must hold class indices in [0, {num_classes - 1}], got {c!r}"
-            )
-    _check_once("class", classes)
-    _check_once("name", [name for name, _ in groups])
-
-
-def _check_once(what: str, held: Sequence[Any]) -> None:
-    twice = [one for one in held if held.count(one) > 1]
-    if twice:
-        raise ValueError(f"`groups` must hold each {what} once, got {twice[0]!r} twice")
 
 
 def _check_target(superclasses: Groups, target: int) -> None:

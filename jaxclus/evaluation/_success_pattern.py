@@ -11,7 +11,7 @@ import numpy as np
 from jaxclus import _checks, _classifier, parallel
 from jaxclus._classifier import Classifier
 from jaxclus.attacks import Attack
-from jaxclus.clustering._permutation import permutation_test
+from jaxclus.clustering import permutation_test
 from jaxclus.clustering._score import named, scored_ids
 from jaxclus.data import Dataset, Groups, to_float
 from jaxclus.evaluation._predict import predict

@@ -24,7 +24,8 @@ class Figures:
         pgd_verdicts: 1 for each attacked image that is classified correctly after it, else 0.
         autoattack_verdicts: the same under AutoAttack.
         within_minus_between: clustering score of the test set's groups in the linear sub-network
-            without BatchNorm, rounded to 3 decimals: rounding of float32 stays below.
+            without BatchNorm, rounded to 3 decimals: rounding of float32 seldom shows, but may
+            turn the last one.
         adjusted_rand: adjusted Rand index of the tree's cut against the groups, rounded likewise.
     """
 

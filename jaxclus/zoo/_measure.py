@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jaxclus import attacks, clustering, data, evaluation, models, threat
+from jaxclus import _checks, attacks, clustering, data, evaluation, models, threat
 from jaxclus.data import Dataset
 from jaxclus.evaluation._result import as_digits
 from jaxclus.zoo._cards import Figures, card
@@ -26,21 +26,26 @@ def measure(
         model: a network of `jc.models`.
         images: the test set, with groups.
         ball: the threat model.
-        num_images: the first so many are attacked.
+        num_images: the first so many are attacked, in [1, number of images].
         devices: default: all.
 
     Raises:
-        ValueError: if the test set has no groups, or fewer images.
+        TypeError, ValueError: before anything is attacked: the test set has no groups, or fewer
+            images; and as `jc.evaluation.implicit_correlation` and
+            `jc.clustering.clustering_score`.
     """
     if images.groups is None:
         raise ValueError(f"`images` must come with groups to score against, got {images!r}")
+    _checks.at_least("num_images", num_images, 1)
+    _checks.within("num_images", num_images, 1, len(images))
+    # Seconds, and they may refuse the model or the groups: before the attacks take their time.
+    matrix = evaluation.implicit_correlation(model, images.input_shape)
+    score = clustering.clustering_score(matrix, images.groups)
     key, few = jax.random.key(0), images.take(num_images)
     found = [
         evaluation.robustness(key, model, attack, few, devices=devices)
         for attack in (attacks.PGD(ball, steps=20), attacks.AutoAttack(ball))
     ]
-    matrix = evaluation.implicit_correlation(model, images.input_shape)
-    score = clustering.clustering_score(matrix, images.groups)
     return Figures(
         clean_accuracy=float(evaluation.correct(model, images, devices=devices).mean()),
         clean_images=len(images),

@@ -41,9 +41,8 @@ def runs(tmp_path_factory):
     """A standard and a robust run on digits, attacked and linearised."""
     output = tmp_path_factory.mktemp("runs")
     common = ["--epochs", "2", "--batch-size", "64", "--num-images", "600"]
-    for method in ("standard", "pgd"):
-        words = ["train", "digits", "--method", method, "--eps", "0.1", "--attack-steps", "2"]
-        assert cli.main([*words, *common, "--output", str(output)]) == 0
+    for method in ([], ["--method", "pgd", "--eps", "0.1", "--attack-steps", "2"]):
+        assert cli.main(["train", "digits", *method, *common, "--output", str(output)]) == 0
     found = [output / f"digits-cnn-{method}-seed0" for method in ("standard", "pgd")]
     for run in found:
         assert cli.main(["attack", str(run), "--eps", "12/255", "0.1", "--steps", "3"]) == 0
@@ -65,8 +64,8 @@ def test_train_keeps_config_metrics_and_a_model_that_loads(runs):
 
 def test_the_same_train_command_goes_on_instead_of_starting_again(runs, capsys):
     before = (runs[0] / "metrics.jsonl").read_text()
-    words = ["train", "digits", "--eps", "0.1", "--attack-steps", "2", "--epochs", "2"]
-    words += ["--batch-size", "64", "--num-images", "600", "--output", str(runs[0].parent)]
+    words = ["train", "digits", "--epochs", "2", "--batch-size", "64", "--num-images", "600"]
+    words += ["--output", str(runs[0].parent)]
     assert cli.main(words) == 0
     assert (runs[0] / "metrics.jsonl").read_text() == before
     assert "validation accuracy" in capsys.readouterr().out
@@ -236,7 +235,7 @@ DIGITS = jc.data.load("digits")
     ],
 )
 def test_train_knows_every_objective(settings, wanted, name):
-    command = Train("digits", eps=0.1, **settings)
+    command = Train("digits", eps=0.1 if "method" in settings else None, **settings)
     assert command.objective(DIGITS) == wanted
     assert command.directory(7) == Path("runs") / f"digits-cnn-{name}-seed7"
 
@@ -439,6 +438,13 @@ def no_traceback(capsys) -> str:
             ["train", "digits", "--method", "fast", "--eps", "0.1", "--attack-steps", "4"],
             "`attack_steps` is a setting of pgd, trades and mart, not of fast",
         ),
+        (
+            ["train", "digits", "--eps", "8/255"],
+            "`eps` is a setting of training against an adversary, as --method pgd, not of standard",
+        ),
+        (["train", "digits", "--step-size", "0.1"], "`step_size` is a setting of training against"),
+        (["train", "digits", "--attack-steps", "4"], "`attack_steps` is a setting of pgd, trades"),
+        (["train", "digits", "--norm", "l2"], "`norm` is a setting of training against"),
         (["train", "digits", "--num-groups", "3"], "`num_groups` is a setting of --cluster"),
         (["train", "digits", "--beta", "0.1"], "`beta` is a setting of --cluster"),
         (["train", "digits", "--teacher", "runs/x"], "`teacher` is a setting of --cluster"),

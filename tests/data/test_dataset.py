@@ -3,6 +3,7 @@ import hashlib
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -66,6 +67,38 @@ def test_bad_arrays(images, labels, kwargs, error, message):
     with pytest.raises(error, match=message) as caught:
         Dataset(images, np.array(labels), **kwargs)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("groups", "got"),
+    [
+        ([0, 0, 1], "the group 0"),
+        (np.array([0, 0, 1]), "ndarray"),
+        (1, "int"),
+        ({"x": (0, 1), "y": (2,)}, "dict"),
+        ("xy", "str"),
+        ((("x", (0, 1)), (2,)), r"the group \(2,\)"),
+        ((("x", (0, 1)), ("y", 2)), r"the group \('y', 2\)"),
+        ((("x", (0, 1)), ("y", "2")), r"the group \('y', '2'\)"),
+        ((("x", (0, 1)), (3, (2,))), r"the group \(3, \(2,\)\)"),
+        ((("x", (0, 1)), "yz"), "the group 'yz'"),
+        ((("x", np.arange(99)),), r"the group \('x', array\(\[ 0, 1, .* 98\]\)\)"),
+    ],
+)
+def test_groups_of_another_form(monkeypatch, groups, got):
+    # Without the checks of annotations, which in the tests come before our own.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    form = r"`groups` must be \(\(name, \(class index, \.\.\.\)\), \.\.\.\)"
+    with pytest.raises(TypeError, match=f"{form}, got {got}$") as caught:
+        make(groups=groups)
+    assert "\n" not in str(caught.value)
+
+
+def test_groups_of_no_class_indices(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for bad in (3, -1, 2.0, "2", None):
+        with pytest.raises(ValueError, match=rf"`groups` must .* in \[0, 2\], got {bad!r}$"):
+            make(groups=(("x", (0, 1)), ("y", (bad,))))
 
 
 def test_take_and_subset():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxclus.data import class_groups
+from jaxclus.data import class_groups, transfer_groups
 
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
 # Coarse label of each fine class 0 to 99, in the official order.
@@ -52,3 +52,13 @@ def test_configurations_versions_and_unknown_names():
     assert class_groups("cifar10_corrupted/fog_3") == class_groups("cifar10")
     assert class_groups("mnist:3.0.1") == class_groups("digits")
     assert class_groups("svhn_cropped") is None
+
+
+def test_transfer_groups_are_disjoint_superclasses():
+    groups = transfer_groups("fashion_mnist")
+    members = [c for _, classes in groups for c in classes]
+    assert len(set(members)) == len(members) and set(members) <= set(range(10))
+    assert len({name for name, _ in groups}) == len(groups)
+    assert sum(len(classes) >= 2 for _, classes in groups) >= 2
+    assert transfer_groups("fashion_mnist:3.0.1") == groups
+    assert transfer_groups("digits") is None

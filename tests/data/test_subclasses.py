@@ -10,6 +10,7 @@ from jaxclus.data import Dataset, cifar20, class_groups, default_augmentation, s
 from jaxclus.data._groups import _CIFAR100_NAMES
 
 GROUPS = (("b", (5, 0, 3)), ("alone", (1,)), ("a", (2, 4)))
+FORM = r"`groups` must be \(\(name, \(class index, \.\.\.\)\), \.\.\.\)"
 NAMES = ("zero", "one", "two", "three", "four", "five")
 # The published tables: fine labels of each superclass's source, and of its target.
 SOURCE = [(1, 32, 67, 73), (54, 62, 70, 82), (22, 39, 40, 86), (2, 11, 35, 46)]
@@ -113,6 +114,7 @@ def test_fashion_mnist_has_two_superclasses_and_keeps_its_augmentation():
         ({}, {"groups": (("x", (0, 1)), ("y", (2, 3.0)))}, ValueError, r"in \[0, 5\], got 3.0"),
         ({}, {"groups": (("x", (0, 1)), ("y", (2, 1)))}, ValueError, "each class once, got 1"),
         ({}, {"groups": (("x", (0, 1)), ("x", (2, 3)))}, ValueError, "each name once, got 'x'"),
+        ({}, {"groups": [0, 0, 0, 1, 1, 1]}, TypeError, rf"{FORM}, got the group 0$"),
         ({}, {"target": 2}, ValueError, r"`target` must be in \[-2, 1\], a place in 'a' of 2.*2"),
         ({}, {"target": -3}, ValueError, r"`target` must be in \[-2, 1\], .* got -3"),
         ({}, {"target": 1.0}, TypeError, "`target` must be an integer, got 1.0"),
@@ -183,7 +185,11 @@ def test_as_published_all_256_values_go_through_its_conversions():
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        (None, "'cifar100' without fish, flowers, household_electrical_devices, people"),
+        (
+            None,
+            "'cifar100' without fish, flowers, household_electrical_devices, people; "
+            r'those of CIFAR-100 are `groups=jc.data.class_groups\("cifar100"\)`$',
+        ),
         (
             (("people", tuple(range(50))), ("fish", tuple(range(50, 100)))),
             "'cifar100' without flowers, household_electrical_devices$",

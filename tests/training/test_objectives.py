@@ -14,6 +14,7 @@ from flax import nnx
 from training_problems import ONE, Softmax, assert_same_weights, small_cnn, weights
 
 import jaxclus as jc
+from jaxclus.threat import image_keys
 from jaxclus.training import TrainingConfig, fit
 from jaxclus.training.objectives import (
     AWP,
@@ -108,15 +109,18 @@ def numeric_gradient(function, at, h=1e-6):
     return found
 
 
-def trades(weight, beta):
-    z, z_adv = logits_of(X, weight), logits_of(X_ADV, weight)
+def both(weight):
+    """Logits of X and of X_ADV."""
+    return logits_of(X, weight), logits_of(X_ADV, weight)
+
+
+def trades(z, z_adv, beta):
     return cross_entropy(z).mean() + beta * kl(z, z_adv).mean()
 
 
-def mart(weight, beta):
-    z, z_adv = logits_of(X, weight), logits_of(X_ADV, weight)
-    p_adv, rows = softmax(z_adv), np.arange(6)
-    rival = np.delete(p_adv.ravel(), rows * 5 + Y).reshape(6, 4).max(axis=1)
+def mart(z, z_adv, beta):
+    p_adv, rows, k = softmax(z_adv), np.arange(6), z.shape[1]
+    rival = np.delete(p_adv.ravel(), rows * k + Y).reshape(6, k - 1).max(axis=1)
     boosted = cross_entropy(z_adv) - np.log(1.0001 - rival)
     return (boosted + beta * kl(z, z_adv) * (1 - softmax(z)[rows, Y])).mean()
 
@@ -136,8 +140,8 @@ def logit_clustering(weight, beta, form):
     [
         (Standard(), lambda w: cross_entropy(logits_of(X_ADV, w)).mean()),
         (PGD_AT, lambda w: cross_entropy(logits_of(X_ADV, w)).mean()),
-        (TRADES(BALL, beta=2.0), lambda w: trades(w, 2.0)),
-        (MART(BALL, beta=3.0), lambda w: mart(w, 3.0)),
+        (TRADES(BALL, beta=2.0), lambda w: trades(*both(w), 2.0)),
+        (MART(BALL, beta=3.0), lambda w: mart(*both(w), 3.0)),
         (LogitClustering(PGD_AT, GROUPS, 0.7), lambda w: logit_clustering(w, 0.7, "sum")),
         (
             LogitClustering(PGD_AT, GROUPS, 0.7, "mean"),
@@ -145,7 +149,7 @@ def logit_clustering(weight, beta, form):
         ),
         (
             LogitClustering(TRADES(BALL, beta=2.0), GROUPS, 1.0),
-            lambda w: trades(w, 2.0) + logit_clustering(w, 1.0, "sum")
+            lambda w: trades(*both(w), 2.0) + logit_clustering(w, 1.0, "sum")
             - cross_entropy(logits_of(X_ADV, w)).mean(),
         ),
     ],
@@ -159,6 +163,31 @@ def test_loss_and_gradient(objective, reference):
     np.testing.assert_allclose(found.logits, logits_of(X_ADV), rtol=1e-5, atol=1e-6)
     right = logits_of(X_ADV).argmax(axis=1) == Y
     assert found.metrics["accuracy"] == pytest.approx(right.mean())
+
+
+@pytest.mark.parametrize(
+    "objective, reference",
+    [(TRADES(BALL, beta=2.0), trades), (MART(BALL, beta=2.0), mart)],
+    ids=["trades", "mart"],
+)
+def test_both_terms_are_in_train_mode_and_move_statistics_once(objective, reference):
+    network = small_cnn()
+    clean, attacked = RNG.uniform(size=(2, 6, 8, 8, 1)).astype(np.float32)
+    attacked *= 0.5  # other statistics than those of the clean images
+    found, _, stats = loss_and_gradient(objective, network, clean, attacked)
+
+    def one_after_the_other(*batches):
+        model = TrainingModel(*in_training(network))
+        logits = [np.asarray(model(jnp.asarray(x)), np.float64) for x in batches]
+        return logits, model.stats["blocks"][0]["norm"]
+
+    logits, wanted = one_after_the_other(clean, attacked)
+    assert found.loss == pytest.approx(reference(*logits, 2.0), rel=1e-5)
+    ours = stats["blocks"][0]["norm"]
+    others = [one_after_the_other(*xs)[1] for xs in ((attacked, clean), (clean,), (attacked,))]
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(ours[name], wanted[name], rtol=1e-5, atol=1e-7)
+        assert all(np.abs(ours[name] - other[name]).max() > 1e-4 for other in others)
 
 
 def test_both_forms_are_one_for_ten_classes():
@@ -498,6 +527,14 @@ def test_bad_settings_are_named(make, message):
         make()
 
 
+def test_a_threat_model_is_no_attack(monkeypatch):
+    # Without the checks of annotations, which in the tests come before our own.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    message = r"`attack` must be an attack as PGD\(Linf\(8 / 255\)\) is, got Linf\(eps=0.1\)"
+    with pytest.raises(TypeError, match=message):
+        Adversarial(BALL)
+
+
 def test_bad_types_and_shapes_are_named():
     with pytest.raises(TypeError, match=r"`threat` must be one as Linf\(8 / 255\) makes"):
         FreeAdversarial(jc.L2(0.5))
@@ -576,8 +613,16 @@ def test_published_centres_are_those_of_augmented_images():
         CentrePull(Standard(), as_published=how).init(jax.random.key(seed), small_cnn(), *arrays, 8)
         for how, seed in ((False, 0), (True, 0), (True, 1))
     )
-    assert 1e-3 < np.abs(plain.own - published.own).max() < 1
-    assert np.abs(again.own - published.own).max() > 1e-3
+    # Its own key is what `init` of the objectives around another one gives it.
+    keys = image_keys(jax.random.fold_in(jax.random.key(0), 1), jnp.arange(64))
+    augmented = jc.data.Augmentation(crop_padding=4, flip=True)(keys, arrays[0])
+    network, members = small_cnn(), np.eye(10)[data.labels]
+    for images, found in ((arrays[0], plain.own), (augmented, published.own)):
+        logits = np.asarray(network(jc.data.to_float(images)), np.float64)
+        wanted = members.T @ logits / members.sum(axis=0)[:, None]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    for other in (plain, again):
+        assert np.abs(other.own - published.own).max() > 1e-3
 
 
 def test_weight_clustering_refuses_networks_that_are_not_affine():

@@ -19,8 +19,9 @@ from training_problems import (
 import jaxclus as jc
 from jaxclus import parallel
 from jaxclus.training import TrainingConfig, _step, fit
-from jaxclus.training.objectives import Adversarial, Standard
+from jaxclus.training.objectives import MART, Adversarial, CentrePull, FastAdversarial, Standard
 
+BALL = jc.Linf(0.1)
 NO_AUGMENTATION = jc.data.Augmentation(crop_padding=0, flip=False)
 
 # Softmax regression in NumPy, float64.
@@ -121,7 +122,9 @@ def one_step(model, objective, devices, **settings):
     """State and metrics after one step on 16 digits."""
     program = digits_program(model, objective, devices, **settings)
     data, placement = jc.data.load("digits").take(16), parallel.replicated(program.mesh)
-    state = _step.initial_state(program, _step.weights_of(model), (), validated=False)
+    arrays = jnp.asarray(data.images), jnp.asarray(data.labels)
+    own = objective.init(jax.random.key(1), model, *arrays, 16)
+    state = _step.initial_state(program, _step.weights_of(model), own, validated=False)
     key, order = jax.random.key(3), np.arange(16, dtype=np.int32)
     arguments = jax.device_put((key, order, data.images, data.labels), placement)
     state, metrics = _step.train_step(state, *arguments, program=program)
@@ -130,22 +133,34 @@ def one_step(model, objective, devices, **settings):
 
 @pytest.mark.parametrize(
     "objective",
-    [Standard(), Adversarial(jc.attacks.PGD(jc.Linf(0.1), steps=2))],
-    ids=["standard", "adversarial"],
+    [
+        Standard(),
+        Adversarial(jc.attacks.PGD(BALL, steps=2)),
+        MART(BALL, steps=2),
+        FastAdversarial(BALL),
+        CentrePull(Standard()),
+    ],
+    ids=lambda objective: type(objective).__name__,
 )
 def test_eight_devices_take_the_step_of_one(objective):
     augmentation = jc.data.Augmentation(crop_padding=1, flip=True)
     settings = {"augmentation": augmentation, "ema_decay": 0.9}
     assert len(jax.devices()) == 8
 
-    def arrays(devices):
+    def outcome(devices):
         state, metrics = one_step(small_cnn(), objective, devices, **settings)
-        return jax.tree.leaves((state.weights, state.average, metrics))
+        return jax.tree.leaves((state.weights, state.average)), metrics
 
-    one, start = arrays(ONE), jax.tree.leaves(_step.weights_of(small_cnn()))
-    for ours, theirs in zip(one, arrays(jax.devices()), strict=True):
+    (one, metrics), (eight, metrics_of_eight) = outcome(ONE), outcome(jax.devices())
+    start = jax.tree.leaves(_step.weights_of(small_cnn()))
+    for ours, theirs in zip(one, eight, strict=True):
         largest = np.abs(ours).max()
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * largest)
+    assert metrics.keys() == metrics_of_eight.keys()
+    for name, ours in metrics.items():
+        # A divergence is a small difference of log-probabilities, which are around log 10.
+        scale = np.log(10) if name == "divergence" else ours
+        np.testing.assert_allclose(ours, metrics_of_eight[name], rtol=0, atol=1e-6 * scale)
     # A wrong gradient would show: the step is far larger than the tolerance.
     assert max(np.abs(a - b).max() for a, b in zip(one, start, strict=False)) > 1e-2
 

@@ -185,6 +185,34 @@ def test_measuring_needs_groups():
         jc.zoo.measure(jc.load(NAMES[0]), digits, jc.Linf(0.1), FEW)
 
 
+@pytest.mark.parametrize(
+    "activation, groups, count, message",
+    [
+        ("tanh", jc.data.class_groups("digits"), FEW, "must be affine .* in the way: tanh"),
+        ("relu", (("all", tuple(range(10))),), FEW, "`groups` must be at least two"),
+        ("relu", jc.data.class_groups("digits"), 0, "`num_images` must be at least 1, got 0"),
+        (
+            "relu",
+            jc.data.class_groups("digits"),
+            1000,
+            r"`num_images` must be in \[1, 364\], got 1000",
+        ),
+    ],
+    ids=["model", "groups", "too few", "too many"],
+)
+def test_measuring_refuses_before_it_attacks(monkeypatch, activation, groups, count, message):
+    def attacked(*_, **__):
+        raise AssertionError("the attacks take their time first")
+
+    monkeypatch.setattr(jc.evaluation, "robustness", attacked)
+    digits = dataclasses.replace(jc.data.load("digits", "test"), groups=groups)
+    network = jc.models.create(
+        "cnn", 10, (8, 8, 1), jax.random.key(0), widths=(2,), hidden=4, activation=activation
+    )
+    with pytest.raises(ValueError, match=message):
+        jc.zoo.measure(network, digits, jc.Linf(0.1), count)
+
+
 def prepared(name):
     """The test set of a card, where it is."""
     dataset = jc.zoo.card(name).dataset

@@ -30,6 +30,12 @@ class Adversarial(Objective):
 
     attack: Attack
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.attack, Attack):
+            raise TypeError(
+                f"`attack` must be an attack as PGD(Linf(8 / 255)) is, got {self.attack!r}"
+            )
+
     def perturb(
         self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array, state: Any
     ) -> jax.Array:

@@ -97,9 +97,9 @@ class WeightClustering(_Clustering):
     C [k, k] is the correlation matrix of the implicit weight W of the linear sub-network without
     BatchNorm, at the weights of this step, and -R in [-2, 2] its clustering score (`difference` of
     `jc.clustering.clustering_score`). The gradient flows through W: k backward passes through the
-    linear sub-network, whatever the batch size, and their derivative. No image is involved, so the
-    term fights the cross-entropy of no single example. The network must have an affine linear
-    sub-network; `jc.training.fit` raises ValueError for others, naming what is in the way.
+    linear sub-network, whatever the batch size, and their derivative. The term depends on no image.
+    The network must have an affine linear sub-network; `jc.training.fit` raises ValueError for
+    others, naming what is in the way.
 
     This regulariser is ours; the published ones act on logits (`LogitClustering`).
 

@@ -98,8 +98,8 @@ class MART(_Consistency):
     BCE = -log p_y(x_adv) - log(1.0001 - max_{i != y} p_i(x_adv)). x_adv is PGD's for the
     cross-entropy, from x + 0.001 N(0, 1), with the network in eval mode; the update is in train
     mode. The 1.0001 is the published code's, as it bounds the second term; its 1e-12 inside
-    logarithms are left out, since log-probabilities need none. The logged accuracy is that on
-    x_adv.
+    logarithms are left out, since log-probabilities need none, and its weight 1.0000001 - p_y(x)
+    is 1 - p_y(x) here, as in the paper. The logged accuracy is that on x_adv.
 
     Attributes:
         threat: the threat model.

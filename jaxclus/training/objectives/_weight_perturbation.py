@@ -17,8 +17,9 @@ class AWP(Wrapped):
 
     For each kernel w_l of more than one axis, v_l = gamma |w_l| g_l / |g_l| in the Frobenius norm,
     with g the gradient of L at w on the same adversarial images, in train mode; biases and
-    BatchNorm's parameters stay. The update is the gradient at w + v applied to w. One more forward
-    and backward pass for each step.
+    BatchNorm's parameters stay. The update is the gradient at w + v applied to w; weight decay
+    acts at w, where the published code's acts at w + v. One more forward and backward pass for each
+    step.
 
     Attributes:
         objective: what is minimised at w + v: Adversarial for AT-AWP, TRADES for TRADES-AWP.
