@@ -106,8 +106,8 @@ def test_the_network_has_the_recipe_of_its_name(name):
 
 
 def test_the_experiment_checks_all_names_before_it_trains():
-    with pytest.raises(ValueError, match="`names` must be some of .*; got 'digits-cnn-pgd'"):
-        zoo.Experiment(names=("fashion_mnist-cnn-pgd", "digits-cnn-pgd"))
+    with pytest.raises(ValueError, match="`names` must be some of .*; got 'mnist-cnn-pgd'"):
+        zoo.Experiment(names=("fashion_mnist-cnn-pgd", "mnist-cnn-pgd"))
 
 
 @pytest.mark.parametrize("name", NAMES)
