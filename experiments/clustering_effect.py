@@ -99,18 +99,20 @@ def trials(setting: Setting) -> list[Trial]:
         Trial("pgd, weight", ("regulariser",), regulariser="weight"),
         Trial("standard, weight", ("regulariser",), "standard", "weight"),
     ]
-    for method in ("standard", "pgd"):
-        found += [
-            Trial(
-                f"{name}, {method}", ("architecture",), method, model=model,
-                arguments=tuple(arguments.items()), num_images=setting.small_images,
-            )
-            for name, (model, arguments) in SMALL.items()
-        ]  # fmt: skip
-        plain = (("batch_norm", False),)
-        found.append(
-            Trial(f"no BatchNorm, {method}", ("batch_norm",), method, model="cnn", arguments=plain)
+    methods = ("standard", "pgd")
+    found += [
+        Trial(
+            f"{name}, {method}", ("architecture",), method, model=model,
+            arguments=tuple(arguments.items()), num_images=setting.small_images,
         )
+        for name, (model, arguments) in SMALL.items()
+        for method in methods
+    ]  # fmt: skip
+    plain = (("batch_norm", False),)
+    found += [
+        Trial(f"no BatchNorm, {method}", ("batch_norm",), method, model="cnn", arguments=plain)
+        for method in methods
+    ]
     for factor in setting.eps_factors:
         eps = factor * setting.eps
         found.append(Trial(f"pgd, eps {eps:.3g}", ("eps",), eps=eps))

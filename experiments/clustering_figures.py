@@ -30,18 +30,20 @@ def _effect(result: dict[str, Any]) -> Any:
     from matplotlib.figure import Figure
 
     rows = [row for row in result["rows"] if "clean_accuracy" in row]
-    figure = Figure(figsize=(13, 4.4), dpi=130, layout="constrained")
-    by_trial, by_epoch, over_eps = figure.subplots(1, 3, width_ratios=(1.5, 1, 0.8))
+    steps = sorted(by_eps(rows))
+    widths = (1.5, 1, 0.8) if steps else (1.5, 1)
+    figure = Figure(figsize=(4 * sum(widths), 4.4), dpi=130, layout="constrained")
+    by_trial, by_epoch, *over_eps = figure.subplots(1, len(widths), width_ratios=widths)
     _draw_trials(by_trial, [row for row in rows if ", eps " not in row["trial"]])
     _draw_epochs(by_epoch, rows)
-    steps = sorted(by_eps(rows))
-    scores = [[value(r, SCORE) for r in rows if r["trial"] == name] for _, name in steps]
-    for (eps, _), dots in zip(steps, scores, strict=True):
-        over_eps.plot([eps] * len(dots), dots, "o", color="#1d6fb8", alpha=0.5, markersize=4)
-    over_eps.plot([eps for eps, _ in steps], [np.mean(s) for s in scores], color="#1d6fb8")
-    over_eps.set(xlabel="Linf eps of training", title="over eps of training")
+    for axes in over_eps:
+        scores = [[value(r, SCORE) for r in rows if r["trial"] == name] for _, name in steps]
+        for (eps, _), dots in zip(steps, scores, strict=True):
+            axes.plot([eps] * len(dots), dots, "o", color="#1d6fb8", alpha=0.5, markersize=4)
+        axes.plot([eps for eps, _ in steps], [np.mean(s) for s in scores], color="#1d6fb8")
+        axes.set(xlabel="Linf eps of training", title="over eps of training")
     by_trial.set_xlabel("within - between")
-    for axes in (by_epoch, over_eps):
+    for axes in (by_epoch, *over_eps):
         axes.set_ylabel("within - between")
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
@@ -80,6 +82,8 @@ def _draw_epochs(axes: Any, rows: Sequence[Row]) -> None:
         axes.fill_between(
             epochs, mean - deviation, mean + deviation, color=colours(name), alpha=0.15
         )
-    axes.legend(fontsize=8, frameon=False)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.25 * (high - low))  # room for the legend above the curves
+    axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", title="along training (mean ± deviation)")

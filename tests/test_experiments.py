@@ -183,6 +183,8 @@ def test_claims_of_the_clustering_effect():
     assert len(by_trial.get_yticklabels()) == len(clustering_effect.trials(setting)) - 3
     assert [line.get_label() for line in by_epoch.lines][:2] == ["standard", "pgd"]
     np.testing.assert_allclose(by_eps.lines[-1].get_xdata(), [0.025, 0.05, 0.1, 0.15])
+    without = result | {"rows": [row for row in rows if ", eps " not in row["trial"]]}
+    assert len(clustering_figures.figures(without)["effect"].axes) == 2
 
 
 def test_every_trial_can_be_built():
