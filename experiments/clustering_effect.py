@@ -61,7 +61,7 @@ SETTINGS = {
     ),
     "cifar10": Setting(
         "resnet8", 8 / 255, seeds=6, epochs=2, attack_steps=3, num_images=20_000,
-        factors=("method", "regulariser", "transfer"), methods=(), autoattack_images=200,
+        factors=("method", "regulariser", "transfer"), methods=(), autoattack_images=100,
     ),
     "cifar10 on an accelerator": Setting(
         "resnet18", 8 / 255, seeds=6, epochs=5, attack_steps=3, autoattack_images=200,
