@@ -77,6 +77,7 @@ class Trial:
     arguments: tuple[tuple[str, Any], ...] = ()
     eps: float | None = None
     num_images: int | None = None
+    learning_rate: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +144,8 @@ def trained(
     init, fit, key = jax.random.split(jax.random.key(seed), 3)
     train = train.take(trial.num_images or setting.num_images or len(train))
     config = setting.config()
+    if trial.learning_rate is not None:
+        config = dataclasses.replace(config, learning_rate=trial.learning_rate)
     model = jc.models.create(
         trial.model or setting.model, train.num_classes, train.input_shape, init,
         **dict(trial.arguments),
