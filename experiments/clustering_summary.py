@@ -235,7 +235,10 @@ def _statistics(row: dict[str, Any]) -> list[str]:
     if "change" not in row:
         return [f"{row['within']:.1%} within", "", p]
     mean, deviation = row["change"]
-    return [f"{mean:+.3f} ± {deviation:.3f}", f"{row['seeds_with_more']} of {row['seeds']}", p]
+    change = f"{mean:+.3f} ± {deviation:.3f}"
+    if not row["value"].startswith(("with_", "without_", "epochs")):  # an accuracy, no score
+        change = f"{100 * mean:+.1f} ± {100 * deviation:.1f} points"
+    return [change, f"{row['seeds_with_more']} of {row['seeds']}", p]
 
 
 def _cell(rows: Sequence[Row], path: str, percent: bool = False) -> str:

@@ -181,6 +181,9 @@ def test_claims_of_the_clustering_effect():
     table = clustering_summary.table(result)
     assert "| pgd | 112.5 ± 1.9 | 112.5 ± 1.9 |" in table
     assert "0.0156 (0.0469) | holds |" in table and "| check |" in table
+    assert "| without_batch_norm.difference | +1.000 ± 0.000 | 6 of 6 |" in table
+    assert "| no_tuning | +10.0 ± 0.0 points | 6 of 6 |" in table
+    assert "| tuned_without_centres to tuned | -10.0 ± 0.0 points | 0 of 6 |" in table
     effect = clustering_figures.figures(result)["effect"]
     by_trial, by_epoch, by_eps = effect.axes
     assert len(by_trial.get_yticklabels()) == len(clustering_effect.trials(setting)) - 3
