@@ -1,10 +1,14 @@
 """The examples of the README do what they say."""
 
+import re
 from pathlib import Path
+
+import pytest
 
 import jaxclus as jc
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_examples_run(capsys, tmp_path, monkeypatch):
@@ -31,3 +35,22 @@ def test_every_command_it_names_exists():
     block = README.split("## On the command line")[1].split("```")[1]
     named = {line.split()[1] for line in block.splitlines() if line.startswith("jaxclus ")}
     assert named <= set(_main._COMMANDS) and "train" in named
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/clustering_effect.md"])
+def test_figures_with_a_spread_stand_in_the_results(page):
+    tables = (ROOT / "experiments/results").glob("clustering_effect-*.md")
+    measured = {f for table in tables for f in _spreads(table.read_text())}
+    shown = _spreads((ROOT / page).read_text())
+    assert shown and shown <= measured
+
+
+def _spreads(text):
+    """All "1.2 ± 0.3" of a text."""
+    return set(re.findall(r"[\d.]+ ± [\d.]+", text))
+
+
+def test_links_lead_to_files():
+    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), target
