@@ -157,7 +157,8 @@ def table(result: dict[str, Any]) -> str:
         f"{eps}; PGD (20 steps, 1 restart, cross-entropy) on the first {setting['test_images']} "
         f"test images, AutoAttack \"standard\" on the first {setting['autoattack_images']}. Within "
         "- between: mean correlation of class weights within groups minus between, in the linear "
-        "sub-network without BatchNorm.",
+        "sub-network without BatchNorm. Attacks: the share of PGD's successes that end in the true "
+        "class's group, and what it is if every wrong class is as likely.",
         "",
         "| network | clean % | PGD % | AutoAttack % | within - between | Rand index | "
         "attacks: within group (chance) % |",
@@ -191,8 +192,8 @@ def _transfer_lines(names: Sequence[str], rows: Sequence[Row], setting: Row) -> 
         f"unseen depends on the seed, there are {splits} splits; PGD as above, but training and "
         f"attack at Linf eps {setting['eps'] / 4:.3g}; tuning on {setting['tuning_images']} images "
         f"of each superclass for {setting['tuning_epochs']} epochs, with the published pull to "
-        f"class centres, beta 2, or none). In {lost} of {len(rows)} tunings the centres, those of "
-        "a random head, were such that the pull loses classes."
+        f"class centres, beta 2, or none). In {lost} of {len(rows)} tunings `CentrePull` warned that "
+        "the centres, those of a random head, lose classes."
     )
     yield ""
     yield (
@@ -209,7 +210,8 @@ def _transfer_lines(names: Sequence[str], rows: Sequence[Row], setting: Row) -> 
 def _claim_lines(found: Sequence[dict[str, Any]]) -> Iterable[str]:
     exploratory = sum(row["kind"] == "exploratory" and "p_value" in row for row in found)
     yield (
-        "Claims: that a value grows from the first network to the second. p is exact over all sign "
+        "Claims: that a value grows from the first network to the second. Change: mean and standard "
+        "deviation over seeds, and the mean's 95 % interval (Student's t). p is exact over all sign "
         "flips of the seeds' differences, one-sided (for attacks: over all labellings of the "
         "classes, flips of all seeds together). Holds: p at most 0.05; reversed: the same for a "
         f"fall. Primary claims are corrected (Holm), the {exploratory} exploratory ones are not: "
@@ -234,10 +236,11 @@ def _statistics(row: dict[str, Any]) -> list[str]:
         p += f" ({row['p_value_corrected']:.4f})"
     if "change" not in row:
         return [f"{row['within']:.1%} within", "", p]
-    mean, deviation = row["change"]
-    change = f"{mean:+.3f} ± {deviation:.3f}"
-    if not row["value"].startswith(("with_", "without_", "epochs")):  # an accuracy, no score
-        change = f"{100 * mean:+.1f} ± {100 * deviation:.1f} points"
+    score = row["value"].startswith(("with_", "without_", "epochs"))  # else an accuracy
+    scale, decimals, unit = (1, 3, "") if score else (100, 1, " points")
+    mean, deviation, low, high = (scale * x for x in (*row["change"], *row["interval"]))
+    change = f"{mean:+.{decimals}f} ± {deviation:.{decimals}f}{unit}"
+    change += f" ({low:+.{decimals}f} to {high:+.{decimals}f})"
     return [change, f"{row['seeds_with_more']} of {row['seeds']}", p]
 
 

@@ -22,13 +22,15 @@ def paired(before: Sequence[float | None], after: Sequence[float | None]) -> dic
 
     Returns:
         "seeds" (n), and for at least two: "before", "after" and "change" as [mean, standard
-        deviation], "seeds_with_more", "p_value", "p_reversed" (that it fell), "smallest_p".
+        deviation], "interval" (95 %, Student's t, of the mean change), "seeds_with_more",
+        "p_value", "p_reversed" (that it fell), "smallest_p".
     """
     pairs = [(a, b) for a, b in zip(before, after, strict=True) if None not in (a, b)]
     if len(pairs) < 2:
         return {"seeds": len(pairs)}
     first, second = np.array(pairs).T
     change = np.round(second - first, _DECIMALS)
+    half = scipy.stats.t.ppf(0.975, len(pairs) - 1) * scipy.stats.sem(change)
     grew, fell = (
         scipy.stats.permutation_test(
             (change,), np.mean, permutation_type="samples", alternative=side, n_resamples=np.inf
@@ -40,6 +42,7 @@ def paired(before: Sequence[float | None], after: Sequence[float | None]) -> dic
         "before": spread(first),
         "after": spread(second),
         "change": spread(change),
+        "interval": [float(change.mean() - half), float(change.mean() + half)],
         "seeds_with_more": int((change > 0).sum()),
         "p_value": float(grew),
         "p_reversed": float(fell),

@@ -77,6 +77,13 @@ def test_paired_p_value_is_exact(before, after, p, verdict):
     assert paired.verdict(found) == verdict
 
 
+def test_interval_of_the_mean_change_is_students():
+    found = paired.paired([1.0, 1.0, 1.0], [1.1, 1.2, 1.6])
+    # By hand: mean 0.3, deviation 0.264575, t_{0.975, 2} = 4.302653, over sqrt(3).
+    half = 4.302653 * 0.264575 / 3**0.5
+    assert found["interval"] == pytest.approx([0.3 - half, 0.3 + half], abs=1e-5)
+
+
 def test_holms_correction():
     # By hand: sorted 0.01, 0.02, 0.04 times 3, 2, 1; never below the one before, never above 1.
     assert paired.holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
@@ -181,9 +188,11 @@ def test_claims_of_the_clustering_effect():
     table = clustering_summary.table(result)
     assert "| pgd | 112.5 ± 1.9 | 112.5 ± 1.9 |" in table
     assert "0.0156 (0.0469) | holds |" in table and "| check |" in table
-    assert "| without_batch_norm.difference | +1.000 ± 0.000 | 6 of 6 |" in table
-    assert "| no_tuning | +10.0 ± 0.0 points | 6 of 6 |" in table
-    assert "| tuned_without_centres to tuned | -10.0 ± 0.0 points | 0 of 6 |" in table
+    assert "| without_batch_norm.difference | +1.000 ± 0.000 (+1.000 to +1.000) | 6 of 6 |" in table
+    assert "| no_tuning | +10.0 ± 0.0 points (+10.0 to +10.0) | 6 of 6 |" in table
+    assert (
+        "| tuned_without_centres to tuned | -10.0 ± 0.0 points (-10.0 to -10.0) | 0 of 6 |" in table
+    )
     effect = clustering_figures.figures(result)["effect"]
     by_trial, by_epoch, by_eps = effect.axes
     assert len(by_trial.get_yticklabels()) == len(clustering_effect.trials(setting)) - 3
