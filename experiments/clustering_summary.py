@@ -192,8 +192,8 @@ def _transfer_lines(names: Sequence[str], rows: Sequence[Row], setting: Row) -> 
         f"unseen depends on the seed, there are {splits} splits; PGD as above, but training and "
         f"attack at Linf eps {setting['eps'] / 4:.3g}; tuning on {setting['tuning_images']} images "
         f"of each superclass for {setting['tuning_epochs']} epochs, with the published pull to "
-        f"class centres, beta 2, or none). In {lost} of {len(rows)} tunings `CentrePull` warned that "
-        "the centres, those of a random head, lose classes."
+        f"class centres, beta 2, or none). In {lost} of {len(rows)} tunings `CentrePull` warned "
+        "that the centres, those of a random head, lose classes."
     )
     yield ""
     yield (
@@ -210,10 +210,11 @@ def _transfer_lines(names: Sequence[str], rows: Sequence[Row], setting: Row) -> 
 def _claim_lines(found: Sequence[dict[str, Any]]) -> Iterable[str]:
     exploratory = sum(row["kind"] == "exploratory" and "p_value" in row for row in found)
     yield (
-        "Claims: that a value grows from the first network to the second. Change: mean and standard "
-        "deviation over seeds, and the mean's 95 % interval (Student's t). p is exact over all sign "
-        "flips of the seeds' differences, one-sided (for attacks: over all labellings of the "
-        "classes, flips of all seeds together). Holds: p at most 0.05; reversed: the same for a "
+        "Claims: that a value grows from the first network to the second. Change: mean and "
+        "standard deviation over seeds, and the mean's 95 % interval (Student's t). p is exact "
+        "over all sign flips of the seeds' differences, one-sided (for attacks: over all "
+        "labellings of the classes, flips of all seeds together). Holds: p at most 0.05; reversed: "
+        "the same for a "
         f"fall. Primary claims are corrected (Holm), the {exploratory} exploratory ones are not: "
         f"if nothing were true, about {0.05 * exploratory:.0f} of them would hold by chance alone, "
         "and as many be reversed. "
