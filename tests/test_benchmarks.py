@@ -162,8 +162,11 @@ def test_regularisers_are_timed_by_the_median_round(tmp_path, monkeypatch, capsy
         return next(clock)
 
     monkeypatch.setattr(regularisers, "seconds", seconds)
-    tiny = {"model": "cnn", "batch_size": 4, "rounds": 3, "attack_steps": 1}
-    regularisers.Benchmark(**tiny, output=tmp_path).run()
+    # A side of its own for each objective and data set; what they do is the next test's.
+    monkeypatch.setattr(
+        regularisers.Benchmark, "_side", lambda self, objective, dataset: lambda: None
+    )
+    regularisers.Benchmark(rounds=3, output=tmp_path).run()
     (path,) = tmp_path.glob("regularisers-*.json")
     found = json.loads(path.read_text())
     for classes in (taken[:12], taken[12:]):
@@ -176,6 +179,23 @@ def test_regularisers_are_timed_by_the_median_round(tmp_path, monkeypatch, capsy
     assert [row["first_call_seconds"] for row in ten.values()] == first
     assert [row["ratio"] for row in hundred.values()] == [1.0, 1.1, 1.25]
     assert "at most 1.30 times plain: MISSED" in capsys.readouterr().out
+
+
+def test_a_timed_side_is_a_training_step(monkeypatch):
+    train_step, taken = regularisers._step.train_step, []
+
+    def spied(state, *batch, program):
+        state, metrics = train_step(state, *batch, program=program)
+        taken.append((int(state.step), program.objective))
+        return state, metrics
+
+    monkeypatch.setattr(regularisers._step, "train_step", spied)
+    tiny = regularisers.Benchmark(model="cnn", batch_size=4, attack_steps=1)
+    objective = tiny.compared("cifar10")["weight"]
+    side = tiny._side(objective, "cifar10")
+    side()
+    side()
+    assert taken == [(1, objective), (2, objective)]
 
 
 def test_regularisers_differ_in_the_regulariser_alone():
