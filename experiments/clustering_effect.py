@@ -203,10 +203,11 @@ class Experiment:
         directory = self.work / name.replace(", ", "-").replace(" ", "_")
         # Which other trials and how many seeds there are changes nothing.
         common = dataclasses.replace(setting, seeds=0, factors=(), methods=(), eps_factors=())
-        goal: Any = objective(trial, setting.eps, setting, train.groups)
         if isinstance(trial, Transfer):
             plan = transfer_plan(trial, setting, seed, train)
             goal = plan.objective, plan.source.fingerprint, plan.target.fingerprint
+        else:
+            goal = objective(trial, setting.eps, setting, train.groups)
         where = {key: runs.environment()[key] for key in ("versions", "hardware")}
         made_of = repr((trial, goal, common, train.fingerprint, test.fingerprint, where))
         path = directory / "row.json"
