@@ -29,7 +29,7 @@ class CentrePull(Wrapped):
     A random head's centres need not lie on their classes' sides. The loss is smallest at
     z = m_y + k / (2 beta) (e_y - softmax(z)), where class y wins against class j if and only if
     m_yy > m_yj - k / (2 beta). A class for which that is wrong is lost, and `fit` warns of it; one
-    for which it is hardly right may be. 2 is too much for some heads on features that are not small.
+    for which it is hardly right may be. 2 is too much for some heads on features that are large.
 
     Attributes:
         objective: L; Standard in the paper's code, Adversarial with its flag.
