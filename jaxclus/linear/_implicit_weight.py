@@ -12,8 +12,9 @@ from jaxclus import _checks, _classifier, _jaxpr
 from jaxclus._classifier import Classifier
 from jaxclus.linear._linearize import apply_arrays
 
-# One pass back holds the largest feature map once for each of these classes.
-_CLASSES_AT_ONCE = 64
+# One pass back holds the feature maps of an image for each class: so many of 224x224 fit.
+# Not fewer at once than fit: on CPUs, derivatives of convolutions' kernels are slow inside loops.
+_PIXELS_AT_ONCE = 64 * 224 * 224
 _POINTS = 4
 _TOLERANCE = 1e-4
 
@@ -34,9 +35,9 @@ def implicit_weight(linear: Classifier, input_shape: Sequence[int]) -> ImplicitW
     """Weight W and bias b of an affine classifier f(x) = W x + b.
 
     W_j = d f_j / d x is pulled back for all classes in one vectorised reverse pass (64 classes at a
-    time), and b = f(0); the classifier is evaluated under matmul precision "highest". That it is
-    affine is verified at 4 random points x in [0, 1] with a fixed key:
-    max |f(x) - (W x + b)| <= 1e-4 max |f(x)|.
+    time for images 224x224, 3136 for 32x32), and b = f(0); the classifier is evaluated under matmul
+    precision "highest". That it is affine is verified at 4 random points x in [0, 1] with a fixed
+    key: max |f(x) - (W x + b)| <= 1e-4 max |f(x)|.
 
     Compiled once for each structure of the classifier and input shape: new weights in a pytree
     reuse the program. A classifier without array leaves, such as a plain function, is traced anew
@@ -120,10 +121,11 @@ def _pull_back(model: Classifier, shape: tuple[int, int, int]):
             return pull(one_hot[None])[0][0]
 
         one_hots = jnp.eye(logits.shape[1], dtype=logits.dtype)
-        if len(one_hots) <= _CLASSES_AT_ONCE:
+        at_once = max(1, _PIXELS_AT_ONCE // (shape[0] * shape[1]))
+        if len(one_hots) <= at_once:
             weight = jax.vmap(row)(one_hots)
         else:
-            weight = jax.lax.map(row, one_hots, batch_size=_CLASSES_AT_ONCE)
+            weight = jax.lax.map(row, one_hots, batch_size=at_once)
         bias = logits[0].astype(jnp.float32)
         points = jax.random.uniform(jax.random.key(0), (_POINTS, *shape))
         output = model(points)
