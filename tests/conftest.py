@@ -18,3 +18,11 @@ def forget_programs():
     """Compiled programs of one file are of no use to the next, and take gigabytes together."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def small_programs():
+    """For files whose time goes into compiling small programs that run once: not optimised."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
