@@ -25,7 +25,6 @@ FAMILIES = {
     "alexnet": {"widths": (8, 8, 8, 8, 8), "hidden": (16,)},
 }
 
-pytestmark = pytest.mark.usefixtures("small_programs")
 logits_of = jax.jit(lambda model, x: model(x))
 
 

@@ -44,8 +44,6 @@ from jaxclus.training.objectives import (
     WeightClustering,
 )
 
-pytestmark = pytest.mark.usefixtures("small_programs")
-
 
 def logit_clustering(weight, beta, form):
     z = logits_of(X_ADV, weight)

@@ -48,8 +48,6 @@ from jaxclus.training.objectives import (
     WrappedState,
 )
 
-pytestmark = pytest.mark.usefixtures("small_programs")
-
 
 def mart(z, z_adv, beta):
     p_adv, rows, k = softmax(z_adv), np.arange(6), z.shape[1]
