@@ -49,6 +49,9 @@ def test_smallest_norm(norm, shape, tolerance):
     least = least_norms(x, *plane, norm)
     assert np.all(result.success) and np.all(result.norm >= least * (1 - 1e-4))
     assert np.all(result.norm <= (1 + tolerance) * least)
+    # Beyond the boundary by more than rounding: so they are for any other program.
+    w, b = plane
+    assert np.all(np.float64(result.x_adv).reshape(6, -1) @ np.float32(w) + np.float32(b) > 1e-6)
 
 
 def test_only_predictions_are_used():
