@@ -24,7 +24,7 @@ of seeds, on these images and groups. CIFAR-10 is the JPEG q75 re-encoding.
 
 Results: experiments/results/clustering_effect-DATASET.json, a table in .md, figures in .png. On 2
 CPU cores, at 6 seeds: Fashion-MNIST (all factors) and CIFAR-10 (method, regulariser, transfer, on
-20,000 images), under 2 hours each; the files say how long they took. On an accelerator CIFAR-10
+20,000 images), about 2 hours each; the files say how long they took. On an accelerator CIFAR-10
 trains ResNet-18 on all images, in a setting for 20 minutes that nobody has measured yet.
 Interrupted, the same command goes on.
 """

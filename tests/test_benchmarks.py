@@ -166,9 +166,12 @@ def test_regularisers_are_timed_by_the_median_round(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(
         regularisers.Benchmark, "_side", lambda self, objective, dataset: lambda: None
     )
-    regularisers.Benchmark(rounds=3, output=tmp_path).run()
+    with pytest.raises(SystemExit) as missed:
+        regularisers.Benchmark(rounds=3, output=tmp_path).run()
+    assert missed.value.code == 1
     (path,) = tmp_path.glob("regularisers-*.json")
     found = json.loads(path.read_text())
+    assert found["kept"] is False
     for classes in (taken[:12], taken[12:]):
         assert classes == 4 * classes[:3] and len(set(classes)) == 3  # in turns
     assert list(found["rows"]) == ["cifar10", "cifar100"]

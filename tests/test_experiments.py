@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 
 import jaxclus as jc
 from experiments import (
@@ -22,9 +23,10 @@ from experiments import (
 
 
 def test_clustering_effect_quick(tmp_path, capsys):
-    experiment = clustering_effect.Experiment(
-        dataset="digits", quick=True, output=tmp_path, work=tmp_path / "work"
-    )
+    # As `python -m experiments.clustering_effect --quick ...` reads its words.
+    words = ["--quick", "--dataset", "digits", "--output", str(tmp_path)]
+    words += ["--work", str(tmp_path / "work")]
+    experiment = tyro.cli(clustering_effect.Experiment, args=words)
     result = experiment.run()
     name = tmp_path / "clustering_effect-digits-quick"
     written = json.loads(name.with_suffix(".json").read_text())

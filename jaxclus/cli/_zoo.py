@@ -72,7 +72,8 @@ def _described(card: zoo.ModelCard) -> str:
     return (
         f"{card.name} ({size:.2f} MiB)\n"
         f"  {card.note}\n"
-        f"  {card.objective}, {card.training['epochs']} epochs, seed {card.seed}\n"
+        f"  {card.objective}, {card.training['epochs']} epochs of {card.training_images} images, "
+        f"{card.augmentation}, seed {card.seed}\n"
         f"  {card.norm} eps {card.eps:.4g}: {_accuracies(card.figures)}\n"
         f"  clustering: within - between {card.figures.within_minus_between:.3f}, "
         f"adjusted Rand index {card.figures.adjusted_rand:.2f}"

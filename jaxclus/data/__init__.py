@@ -3,7 +3,7 @@
 from jaxclus.data._augment import NO_AUGMENTATION, Augmentation, default_augmentation
 from jaxclus.data._catalogue import DatasetInfo
 from jaxclus.data._dataset import Dataset, Groups, to_float
-from jaxclus.data._groups import class_groups, transfer_groups
+from jaxclus.data._groups import class_groups, coarse_groups, transfer_groups
 from jaxclus.data._load import available, info, load
 from jaxclus.data._subclasses import SubclassSplit, cifar20, split_subclasses
 from jaxclus.data._tfds import prepare
@@ -18,6 +18,7 @@ __all__ = [
     "available",
     "cifar20",
     "class_groups",
+    "coarse_groups",
     "default_augmentation",
     "info",
     "load",

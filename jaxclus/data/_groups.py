@@ -4,6 +4,11 @@ Hierarchies found in a classifier are scored against these (clustering scores, s
 transfer), so each follows one rule that can be stated without looking at a model.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
+from jax.typing import ArrayLike
+
 from jaxclus.data._dataset import Groups
 
 # Living things and machines, as in "Clustering Effect of (Linearized) Adversarial Robust Models"
@@ -100,6 +105,48 @@ def class_groups(name: str) -> Groups | None:
         are known.
     """
     return _GROUPS.get(_base(name))
+
+
+def coarse_groups(
+    labels: ArrayLike, coarse_labels: ArrayLike, names: Sequence[str] | None = None
+) -> Groups:
+    """The groups that a second, coarser label of every image makes of the classes.
+
+    For sets with two labels, as CIFAR-100's "label" and "coarse_label" are.
+
+    Args:
+        labels: the class of each image, integers [n]; from 0 on, each class with an image.
+        coarse_labels: its superclass, integers [n]; the same for all images of a class.
+        names: of the superclasses, by coarse label; default their numbers.
+
+    Returns:
+        (name, class indices) for each superclass that occurs, in the order of the coarse labels: a
+        partition of the classes, for `Dataset.groups`.
+
+    Raises:
+        ValueError: the labels are no integers [n], leave out a class, or disagree on one; a coarse
+            label has no name.
+    """
+    fine, coarse = np.asarray(labels), np.asarray(coarse_labels)
+    for name, values in (("labels", fine), ("coarse_labels", coarse)):
+        if values.ndim != 1 or values.dtype.kind not in "iu" or values.shape != fine.shape:
+            raise ValueError(
+                f"`{name}` must be integers [n] for n >= 1 images, "
+                f"got {values.dtype} {list(values.shape)}"
+            )
+    pairs = np.unique(np.stack([fine, coarse]), axis=1)
+    if not np.array_equal(pairs[0], np.arange(pairs.shape[1])):
+        raise ValueError(
+            "`labels` must have images of every class from 0 on and `coarse_labels` one superclass "
+            f"for each, got the pairs {pairs.T.tolist()}"
+        )
+    known = list(map(str, range(pairs[1].max(initial=-1) + 1))) if names is None else list(names)
+    unnamed = [int(c) for c in np.unique(pairs[1]) if not 0 <= c < len(known)]
+    if unnamed:
+        raise ValueError(f"`names` must name every coarse label, got {len(known)} for {unnamed}")
+    return tuple(
+        (known[c], tuple(np.flatnonzero(pairs[1] == c).tolist())) for c in np.unique(pairs[1])
+    )
 
 
 def _base(name: str) -> str:

@@ -80,7 +80,7 @@ def cifar20(data: Dataset, as_published: bool = False) -> SubclassSplit:
 
     Args:
         data: CIFAR-100, or a set whose `groups` hold fish, flowers, household_electrical_devices
-            and people of five classes each.
+            and people of five classes each; `coarse_groups` makes them of coarse labels.
         as_published: with the pixel values v that the published code trains and tests on,
             (256 - v) mod 256: it turns float images from 0 to 255 into 8 bits as if they were from
             0 to 1. The zeros that crops pad with stay 0, there and here.

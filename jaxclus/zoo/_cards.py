@@ -70,6 +70,8 @@ class ModelCard:
         class_names: names of the k classes.
         groups: named groups of the classes, those that the clustering is scored against.
         train_fingerprint: `Dataset.fingerprint` of the images it was trained on.
+        training_images: how many they are.
+        augmentation: of these images, in every step.
         test_fingerprint: of the images that the figures were measured on.
         model: its `ModelSpec` as JSON values.
         objective: what was minimised.
@@ -89,6 +91,8 @@ class ModelCard:
     class_names: tuple[str, ...]
     groups: Groups
     train_fingerprint: str
+    training_images: int
+    augmentation: str
     test_fingerprint: str
     model: dict[str, Any]
     objective: str

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxclus.data import class_groups, transfer_groups
+from jaxclus.data import class_groups, coarse_groups, transfer_groups
 
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
 # Coarse label of each fine class 0 to 99, in the official order.
@@ -62,3 +62,30 @@ def test_transfer_groups_are_disjoint_superclasses():
     assert sum(len(classes) >= 2 for _, classes in groups) >= 2
     assert transfer_groups("fashion_mnist:3.0.1") == groups
     assert transfer_groups("digits") is None
+
+
+def test_coarse_labels_make_the_groups_of_cifar100():
+    names = [name for name, _ in class_groups("cifar100")]
+    fine = np.random.default_rng(0).permutation(np.repeat(np.arange(100), 3))
+    coarse = np.array(CIFAR100_COARSE)[fine]
+    assert coarse_groups(fine, coarse, names) == class_groups("cifar100")
+    numbered = coarse_groups(fine, coarse)
+    assert numbered[3] == ("3", dict(class_groups("cifar100"))["food_containers"])
+    few = coarse_groups(np.arange(3), np.array([5, 0, 5]))
+    assert few == (("0", (1,)), ("5", (0, 2)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "coarse", "names", "message"),
+    [
+        ([0, 1, 1], [0, 0, 1], None, r"one superclass for each, got the pairs \[\[0, 0\], \[1, 0"),
+        ([0, 2], [0, 0], None, "`labels` must have images of every class from 0 on"),
+        ([0, 1], [0], None, r"`coarse_labels` must be integers \[n\] .* got int64 \[1\]"),
+        ([0.0, 1.0], [0, 1], None, r"`labels` must be integers \[n\] .* got float64 \[2\]"),
+        ([0, 1], [0, 2], ["a", "b"], r"`names` must name every coarse label, got 2 for \[2\]"),
+        ([0, 1], [0, -1], None, r"`names` must name every coarse label, got 1 for \[-1\]"),
+    ],
+)
+def test_labels_that_make_no_groups(labels, coarse, names, message):
+    with pytest.raises(ValueError, match=message):
+        coarse_groups(np.array(labels), np.array(coarse), names)
