@@ -11,9 +11,9 @@ number of epochs, last epoch, no selection. They are what a 2-core budget allows
 look at and to test with, and no state of the art. CIFAR-10 is the JPEG q75 re-encoding.
 
 Writes NAME.safetensors and NAME.json into jaxclus/zoo/models, at most 1.5 MB each. On 2 CPU cores
-about 100 minutes for all six, most of it CIFAR-10's training. Interrupted, the same command goes
-on. `jaxclus zoo --verify` measures the shipped weights again and compares every figure. Networks on
-scikit-learn's digits do not ship: they show in seconds that all of this works.
+99 minutes of training for all six, by their cards, and then AutoAttack. Interrupted, the same
+command goes on. `jaxclus zoo --verify` measures the shipped weights again and compares every
+figure. Networks on scikit-learn's digits do not ship: they show in seconds that all of this works.
 """
 
 import dataclasses

@@ -17,7 +17,7 @@ from jaxclus.attacks._search import select
 _DRAW, _PROBE, _STRIDE, _RETURN = range(4)
 # Halvings of a stride or of the way back to x: float32 resolves no more.
 _HALVINGS = 24
-# A search's later images are so close to the boundary that rounding decides over them.
+# Later images of a search, and probes, are so near the boundary that rounding decides over them.
 _KEPT_HALVINGS = 12
 # Probes move a pixel by at least 4 times what float32 resolves just below 1.
 _SMALLEST_MOVE = 2.0**-22
@@ -64,9 +64,9 @@ class HopSkipJump(MinimumNormAttack):
     by |x_t - x| / sqrt(t), halved until the image is misclassified; and bisects the way back to x.
     In L2 the way is the straight line, and the direction is the estimate; in Linf it is x_t clipped
     to balls around x, and the direction is the estimate's sign. Kept is the closest misclassified
-    image of all that were asked for, but for those after the 12th halving of a search: 2^-12 of its
-    way from the boundary, an image is still misclassified in another program. The trace shows the
-    margins, of which nothing is used.
+    image of the searches' first 12 halvings, not of the probes: 2^-12 of its way from the boundary,
+    an image is still misclassified in another program. The trace shows the margins, of which
+    nothing is used.
 
     One `step` of the protocol is one query, so that queries are counted exactly and no image waits
     for others. The budget is enough for `steps` iterations with the longest possible searches; an
@@ -140,7 +140,7 @@ class HopSkipJump(MinimumNormAttack):
         asked = self._query(x, memory, noise)
         keys = compose.split(images.keys, 2 * i + 1)
         margin, wrong = _gradient.evaluate(model, keys, losses.margin, asked, images.y)
-        lasting = (memory.phase != _RETURN) | (memory.count < _KEPT_HALVINGS)
+        lasting = (memory.phase != _PROBE) & (memory.count < _KEPT_HALVINGS)
         state = self._keep_smallest(
             state._replace(loss=margin), asked, self.ball.norm(asked - x), wrong & lasting
         )

@@ -129,24 +129,28 @@ def coarse_groups(
     """
     fine, coarse = np.asarray(labels), np.asarray(coarse_labels)
     for name, values in (("labels", fine), ("coarse_labels", coarse)):
-        if values.ndim != 1 or values.dtype.kind not in "iu" or values.shape != fine.shape:
+        if values.dtype.kind not in "iu" or values.shape != (fine.size,) or not fine.size:
             raise ValueError(
-                f"`{name}` must be integers [n] for n >= 1 images, "
+                f"`{name}` must be integers [{fine.size or 'n'}], one for each of n >= 1 images, "
                 f"got {values.dtype} {list(values.shape)}"
             )
     pairs = np.unique(np.stack([fine, coarse]), axis=1)
-    if not np.array_equal(pairs[0], np.arange(pairs.shape[1])):
+    classes, superclasses = np.unique(pairs[0], return_counts=True)
+    if not np.array_equal(classes, np.arange(len(classes))):
         raise ValueError(
-            "`labels` must have images of every class from 0 on and `coarse_labels` one superclass "
-            f"for each, got the pairs {pairs.T.tolist()}"
+            f"`labels` must have images of every class from 0 on, got {classes.tolist()}"
         )
-    known = list(map(str, range(pairs[1].max(initial=-1) + 1))) if names is None else list(names)
-    unnamed = [int(c) for c in np.unique(pairs[1]) if not 0 <= c < len(known)]
+    if superclasses.max() > 1:
+        raise ValueError(
+            "`coarse_labels` must be the same for all images of a class, got several for "
+            f"{classes[superclasses > 1].tolist()}"
+        )
+    present = np.unique(pairs[1]).tolist()
+    known = list(map(str, range(max(present) + 1))) if names is None else list(names)
+    unnamed = [c for c in present if not 0 <= c < len(known)]
     if unnamed:
         raise ValueError(f"`names` must name every coarse label, got {len(known)} for {unnamed}")
-    return tuple(
-        (known[c], tuple(np.flatnonzero(pairs[1] == c).tolist())) for c in np.unique(pairs[1])
-    )
+    return tuple((known[c], tuple(np.flatnonzero(pairs[1] == c).tolist())) for c in present)
 
 
 def _base(name: str) -> str:

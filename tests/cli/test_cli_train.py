@@ -21,8 +21,7 @@ TINY = ["--epochs", "1", "--num-images", "200", "--batch-size", "64", "--validat
 
 
 def test_several_seeds_make_several_runs(tmp_path):
-    words = ["train", "digits", "--seeds", "1", "2", "--epochs", "1", "--num-images", "200"]
-    words += ["--batch-size", "64", "--validation", "0", "--output", str(tmp_path)]
+    words = ["train", "digits", "--seeds", "1", "2", *TINY, "--output", str(tmp_path)]
     assert cli.main([*words, "--name", "two"]) == 0
     first, second = (jc.load(tmp_path / f"two-seed{seed}") for seed in (1, 2))
     assert not np.array_equal(first.head.bias[...], second.head.bias[...])

@@ -78,10 +78,12 @@ def test_coarse_labels_make_the_groups_of_cifar100():
 @pytest.mark.parametrize(
     ("labels", "coarse", "names", "message"),
     [
-        ([0, 1, 1], [0, 0, 1], None, r"one superclass for each, got the pairs \[\[0, 0\], \[1, 0"),
-        ([0, 2], [0, 0], None, "`labels` must have images of every class from 0 on"),
-        ([0, 1], [0], None, r"`coarse_labels` must be integers \[n\] .* got int64 \[1\]"),
-        ([0.0, 1.0], [0, 1], None, r"`labels` must be integers \[n\] .* got float64 \[2\]"),
+        ([0, 1, 1], [0, 0, 1], None, r"`coarse_labels` must be the same .* several for \[1\]"),
+        ([0, 2], [0, 0], None, r"`labels` must have images of every class .* got \[0, 2\]"),
+        ([0, 1], [0], None, r"`coarse_labels` must be integers \[2\], .* got int64 \[1\]"),
+        ([0.0, 1.0], [0, 1], None, r"`labels` must be integers \[2\], .* got float64 \[2\]"),
+        ([[0], [1]], [0, 1], None, r"`labels` must be integers \[2\], .* got int64 \[2, 1\]"),
+        ([], [], None, r"`labels` must be integers \[n\], one for each of n >= 1"),
         ([0, 1], [0, 2], ["a", "b"], r"`names` must name every coarse label, got 2 for \[2\]"),
         ([0, 1], [0, -1], None, r"`names` must name every coarse label, got 1 for \[-1\]"),
     ],
