@@ -7,6 +7,7 @@ is any callable from images [b, h, w, c] to logits [b, k].
 from jaxclus import (
     attacks,
     clustering,
+    clustr,
     data,
     evaluation,
     linear,
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "attacks",
     "clustering",
+    "clustr",
     "data",
     "evaluation",
     "export",

@@ -1,0 +1,128 @@
+"""Classification of embeddings by their nearest clusters."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jaxclus import _checks, _pytree
+from jaxclus.clustr._magnet import checked_embeddings, squared_distances
+
+
+@_pytree.register
+@dataclasses.dataclass(frozen=True)
+class ClusterClassifier:
+    """Embeddings [b, d] -> logits [b, k] by the distances to the clusters of each class.
+
+    With s_j = exp(-|h - mu_j|^2 / (2 sigma^2)), the logits are G_c = log sum_{j of c} s_j over all
+    clusters of class c. Their argmax is that of the published scores where those count every
+    cluster, but they do not saturate: far from all centres every score is 0 in float32, and a
+    cross-entropy on scores has no gradient left, while G still says where to go. Attack these.
+
+    `scores` are the published ones: S_c sums s_j over those of the `nearest` clusters that are of
+    class c, and `probabilities` are S / sum S. `as_published` is a classifier of scores, to repeat
+    the published evaluation. A pytree, as `jc.Chain(jc.models.features(network), head)` needs.
+
+    Attributes:
+        centres: mu, float32 [m, d].
+        centre_classes: classes of the centres, a tuple of m integers, every class from 0 to the
+            largest among them.
+        variance: sigma^2, a number above 0.
+        nearest: L, how many clusters the scores count, in [1, m]; None for all.
+
+    Raises:
+        ValueError, TypeError: a value is not as said.
+
+    Alfarra et al., "ClusTR: Clustering Training for Robustness", arXiv:2006.07682 (code).
+    """
+
+    centres: Float[Array, "m d"]
+    centre_classes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    variance: Float[Array, ""] | float
+    nearest: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        centres = checked_embeddings("centres", self.centres)
+        classes = _classes(self.centre_classes, len(centres))
+        _checks.positive("variance", self.variance)
+        if self.nearest is not None:
+            _checks.at_least("nearest", self.nearest, 1)
+            _checks.within("nearest", self.nearest, 1, len(centres))
+        object.__setattr__(self, "centres", centres)
+        object.__setattr__(self, "centre_classes", classes)
+        object.__setattr__(self, "variance", jnp.asarray(self.variance, centres.dtype))
+
+    @property
+    def num_classes(self) -> int:
+        """k."""
+        return max(self.centre_classes) + 1
+
+    def __call__(self, embeddings: ArrayLike) -> Float[Array, "b k"]:
+        """The logits G [b, k] of embeddings [b, d]."""
+        return self.log_sums(-self.distances(embeddings) / (2 * self.variance))
+
+    def log_sums(self, exponents: Float[Array, "b m"]) -> Float[Array, "b k"]:
+        """log sum_{j of c} exp(exponents_j) for each class c [b, k]."""
+        members, present = self.members
+        return jax.nn.logsumexp(jnp.where(present, exponents[:, members], -jnp.inf), axis=2)
+
+    @property
+    def members(self) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of each class's centres [k, K], and which entries count [k, K].
+
+        K is the most that a class has; classes with fewer repeat theirs.
+        """
+        classes = np.asarray(self.centre_classes)
+        counts = np.bincount(classes)
+        table = [np.resize(np.flatnonzero(classes == c), counts.max()) for c in range(len(counts))]
+        return np.array(table), np.arange(counts.max()) < counts[:, None]
+
+    def distances(self, embeddings: ArrayLike) -> Float[Array, "b m"]:
+        """Squared Euclidean distances [b, m] to the centres."""
+        return squared_distances(self.checked(embeddings), self.centres)
+
+    def checked(self, embeddings: ArrayLike) -> Float[Array, "b d"]:
+        """The embeddings as an array; raises unless they are finite and of the right size."""
+        found = checked_embeddings("embeddings", embeddings)
+        if found.shape[1] != self.centres.shape[1]:
+            raise ValueError(
+                f"`embeddings` must have the centres' size {self.centres.shape[1]}, "
+                f"got {found.shape}"
+            )
+        return found
+
+    def scores(self, embeddings: ArrayLike) -> Float[Array, "b k"]:
+        """The published scores S [b, k], in [0, clusters of a class]."""
+        distances = self.distances(embeddings)
+        similarity = jnp.exp(-distances / (2 * self.variance))
+        if self.nearest is not None:
+            # By rank, so that exactly L count where distances tie.
+            rank = jnp.argsort(jnp.argsort(distances, axis=1), axis=1)
+            similarity = jnp.where(rank < self.nearest, similarity, 0)
+        own = jax.nn.one_hot(np.asarray(self.centre_classes), self.num_classes)
+        return jnp.matmul(similarity, own, precision="highest")
+
+    def probabilities(self, embeddings: ArrayLike) -> Float[Array, "b k"]:
+        """S / max(sum S, 1e-12) [b, k]."""
+        scores = self.scores(embeddings)
+        return scores / jnp.maximum(scores.sum(axis=1, keepdims=True), 1e-12)
+
+    @property
+    def as_published(self) -> Callable[[jax.Array], jax.Array]:
+        """A pytree callable, embeddings [b, d] -> scores [b, k]."""
+        return jax.tree_util.Partial(ClusterClassifier.scores, self)
+
+
+def _classes(value: tuple[int, ...], count: int) -> tuple[int, ...]:
+    classes = _checks.integers("centre_classes", np.asarray(value), count).tolist()
+    missing = sorted(set(range(max(classes) + 1)) - set(classes))
+    if missing:
+        raise ValueError(
+            f"`centre_classes` must hold each class from 0 to {max(classes)}, but {missing} have "
+            "no centre"
+        )
+    return tuple(classes)
