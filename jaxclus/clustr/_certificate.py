@@ -85,7 +85,7 @@ def _radius(head: ClusterClassifier, embeddings: jax.Array, *, rule: str) -> jax
     leads, apart = _half_leads(distances, members), gaps[members]
     if hard:
         radii = jnp.where(present[..., None], _ratio(leads, apart), 0).max(axis=1)
-        return jnp.where(classes == predicted[:, None], jnp.inf, radii).min(axis=1)
+        return jnp.where(classes[None] == predicted[:, None], jnp.inf, radii).min(axis=1)
 
     def log_lead(t: jax.Array) -> jax.Array:
         """F_c for moves t [b, k] of the embedding."""
