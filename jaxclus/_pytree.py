@@ -1,6 +1,7 @@
 """Registration of frozen dataclasses as pytrees."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -32,3 +33,22 @@ def register(cls: type[T]) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
     return cls
+
+
+def record(value: Any) -> dict[str, Any] | None:
+    """The class and the static fields of a registered dataclass, as JSON has them; None of None."""
+    if value is None:
+        return None
+    static = {field.name: getattr(value, field.name) for field in _static(type(value))}
+    return {"class": type(value).__name__, **static}
+
+
+def rebuild(cls: type[T], record: Mapping[str, Any], arrays: Mapping[str, Any]) -> T:
+    """The dataclass of a `record`, read from JSON, and of the arrays of its other fields."""
+    static = {field.name: record[field.name] for field in _static(cls)}
+    lists = {name: tuple(value) for name, value in static.items() if isinstance(value, list)}
+    return cls(**arrays, **static | lists)
+
+
+def _static(cls: type) -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(cls) if field.metadata.get("static")]

@@ -1,6 +1,7 @@
 """`jaxclus train`."""
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,9 +9,29 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from jaxclus import attacks, data, evaluation, models, runs, threat, training, zoo
+from jaxclus import attacks, clustr, data, evaluation, models, runs, threat, training, zoo
 from jaxclus.cli._arguments import Number
 from jaxclus.training import TrainingConfig, objectives
+
+Method = Literal[
+    "standard", "pgd", "trades", "mart", "fast", "free",
+    "clustr", "clustr_qtrades", "clustr_trades", "clustr_free",
+]  # fmt: skip
+# The settings that each method reads.
+_BALL = {"norm", "eps"}
+_CLUSTERS = {"clusters_per_class", "clusters_per_batch", "alpha", "nearest"}
+_SETTINGS: dict[str, set[str]] = {
+    "standard": set(),
+    "pgd": _BALL | {"attack_steps", "step_size"},
+    "trades": _BALL | {"attack_steps", "step_size", "tradeoff"},
+    "mart": _BALL | {"attack_steps", "step_size", "tradeoff"},
+    "fast": _BALL | {"step_size"},
+    "free": {"eps", "step_size"},
+    "clustr": _CLUSTERS,
+    "clustr_qtrades": _CLUSTERS | _BALL | {"step_size", "tradeoff"},
+    "clustr_trades": _CLUSTERS | _BALL | {"attack_steps", "step_size", "tradeoff"},
+    "clustr_free": _CLUSTERS | {"eps"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,27 +46,44 @@ class Train:
       jaxclus train cifar10 --model resnet18 --method trades --eps 8/255 --awp 0.005
       jaxclus train fashion_mnist --method pgd --eps 0.1 --cluster logits --beta 0.1
       jaxclus train cifar10 --cluster weight --teacher cifar10-resnet8-pgd --num-groups 2
+      jaxclus train fashion_mnist --method clustr --start fashion_mnist-cnn-standard \
+        --batch-size 240 --training.optimizer adamw
     """
 
     dataset: tyro.conf.Positional[str]
     """A name (`jaxclus data list`), a directory of image folders, or an .npz file."""
-    model: str = "cnn"
-    """Architecture: cnn, resnet8, resnet20, resnet18, resnet34, resnet50, preact_resnet18,
+    model: str | None = None
+    """Architecture: cnn (default), resnet8, resnet20, resnet18, resnet34, resnet50, preact_resnet18,
     wide_resnet_DEPTH_WIDTH, vgg11, vgg13, vgg16, vgg19, densenet121, alexnet."""
-    method: Literal["standard", "pgd", "trades", "mart", "fast", "free"] = "standard"
+    start: Path | None = None
+    """A trained network (run, file, or name in `jaxclus zoo`) to go on from, instead of --model;
+    the ClusTR methods are published so."""
+    method: Method = "standard"
     """Plain training, or against an adversary: on PGD's images, TRADES, MART, one step from a
-    random start (fast), gradients reused four times over (free: give a quarter of the epochs)."""
+    random start (fast), gradients reused four times over (free: give a quarter of the epochs).
+    Or ClusTR, classified by nearest clusters: alone, with QTRADES, with the adversary of TRADES,
+    or with free perturbations."""
     norm: Literal["linf", "l2", "l1"] = "linf"
     """Norm of the adversary's ball."""
     eps: Number | None = None
-    """Radius of the ball on the pixel scale [0, 1]; needed for all methods but standard, which
-    has no adversary."""
+    """Radius of the ball on the pixel scale [0, 1]; needed for all methods with an adversary, that
+    is all but standard and clustr."""
     attack_steps: int | None = None
-    """Gradient steps of the adversary of pgd, trades and mart; default 10."""
+    """Gradient steps of the adversary of pgd, trades, mart and clustr_trades; default 10."""
     step_size: Number | None = None
-    """Length of its steps; default 2.5 * eps / attack_steps; fast 1.25 * eps, free eps."""
+    """Length of its steps; default 2.5 * eps / attack_steps; fast and clustr_qtrades 1.25 * eps,
+    free eps."""
     tradeoff: float | None = None
-    """Weight of the divergence in trades (default 6) and mart (default 5)."""
+    """Weight of the divergence in trades (default 6) and mart (default 5), and of the consistency
+    term in clustr_qtrades and clustr_trades (default 8)."""
+    clusters_per_class: int | None = None
+    """ClusTR: clusters of each class; default 2."""
+    clusters_per_batch: int | None = None
+    """ClusTR: clusters in a batch; default 12. The batch size must be a multiple of it."""
+    alpha: float | None = None
+    """ClusTR: margin of the Magnet loss; default 12.5."""
+    nearest: int | None = None
+    """ClusTR: how many clusters the published scores count; default all."""
     awp: float | None = None
     """Size of an adversarial perturbation of the weights (0.005 is usual); default none."""
     cluster: Literal["logits", "weight"] | None = None
@@ -91,7 +129,7 @@ class Train:
 
     def directory(self, seed: int) -> Path:
         """The run directory of a seed."""
-        default = "-".join([Path(self.dataset).stem, self.model, self._method_name()])
+        default = "-".join([Path(self.dataset).stem, self._architecture(), self._method_name()])
         return self.output / f"{self.name or default}-seed{seed}"
 
     def _method_name(self) -> str:
@@ -115,31 +153,27 @@ class Train:
 
     def _refuse_what_nobody_reads(self) -> None:
         # Ignored, --beta without --cluster would train another network than the user believes.
-        if self.tradeoff is not None and self.method not in ("trades", "mart"):
-            raise ValueError(f"`tradeoff` is a setting of trades and mart, not of {self.method}")
-        if self.attack_steps is not None and self.method not in ("pgd", "trades", "mart"):
-            raise ValueError(
-                f"`attack_steps` is a setting of pgd, trades and mart, not of {self.method}"
-            )
-        # That linf was asked for cannot be told from its being the default.
-        norm = None if self.norm == "linf" else self.norm
-        for name, value in (("eps", self.eps), ("step_size", self.step_size), ("norm", norm)):
-            if value is not None and self.method == "standard":
+        for name in sorted(set().union(*_SETTINGS.values())):
+            value = getattr(self, name)
+            # That linf was asked for cannot be told from its being the default.
+            given = value is not None and (name, value) != ("norm", "linf")
+            if given and name not in _SETTINGS[self.method]:
+                readers = [method for method, names in _SETTINGS.items() if name in names]
                 raise ValueError(
-                    f"`{name}` is a setting of training against an adversary, as --method pgd, "
-                    "not of standard"
+                    f"`{name}` is a setting of --method {', '.join(readers)}, not of {self.method}"
                 )
         for name in ("beta", "teacher", "num_groups"):
             if getattr(self, name) is not None and self.cluster is None:
                 raise ValueError(f"`{name}` is a setting of --cluster logits or weight, got none")
         if (self.teacher is None) != (self.num_groups is None):
             raise ValueError("`teacher` and `num_groups` must be given together, got one of them")
-        if self.method == "free" and self.norm != "linf":
-            raise ValueError(f"`norm` must be linf for --method free, got {self.norm}")
 
     def _method(self) -> objectives.Objective:
         if self.method == "standard":
             return objectives.Standard()
+        given = {name: getattr(self, name) for name in _CLUSTERS if getattr(self, name) is not None}
+        if self.method == "clustr":
+            return clustr.ClusTR(**given)
         if self.eps is None:
             raise ValueError(f"`eps` must be given for --method {self.method}, as --eps 8/255")
         ball = threat.create(self.norm, self.eps)
@@ -150,15 +184,42 @@ class Train:
         if self.method == "fast":
             return objectives.FastAdversarial(ball, self.step_size)
         if self.method == "free":
-            return objectives.FreeAdversarial(ball, step_size=self.step_size)
+            return objectives.FreeAdversarial(threat.Linf(self.eps), step_size=self.step_size)
+        if self.method == "clustr_free":
+            return clustr.FreeClusTR(threat=threat.Linf(self.eps), **given)
+        if self.method.startswith("clustr"):
+            kind = {"clustr_qtrades": clustr.QTRADES, "clustr_trades": clustr.ClusTRTRADES}
+            given |= {} if self.tradeoff is None else {"weight": self.tradeoff}
+            given |= {"steps": steps} if self.method == "clustr_trades" else {}
+            return kind[self.method](threat=ball, step_size=self.step_size, **given)
         kind = {"trades": objectives.TRADES, "mart": objectives.MART}
         weight = {} if self.tradeoff is None else {"beta": self.tradeoff}
         return kind[self.method](ball, steps=steps, step_size=self.step_size, **weight)
 
+    @functools.cached_property
+    def _started(self) -> models.Classifier | None:
+        """The network to go on from."""
+        if self.start is None:
+            return None
+        if self.model is not None:
+            raise ValueError(f"`model` must not be given beside `start`, got {self.model}")
+        return models.parts(zoo.load(self.start))[0]
+
+    def _architecture(self) -> str:
+        if self._started is None:
+            return self.model or "cnn"
+        return self._started.spec.name if self._started.spec else str(self.start)
+
+    def _initial(self, train: data.Dataset, key: jax.Array) -> models.Classifier:
+        """The network before training."""
+        if self._started is not None:
+            return self._started
+        return models.create(self._architecture(), train.num_classes, train.input_shape, key)
+
     def _groups(self, train: data.Dataset) -> data.Groups:
         """The groups of the clustering regulariser."""
         if self.teacher is not None and self.num_groups is not None:
-            teacher = zoo.load(self.teacher)
+            teacher, _ = models.parts(zoo.load(self.teacher))
             fits, found = (train.num_classes, train.input_shape), teacher.spec
             if found is not None and (found.num_classes, found.input_shape) != fits:
                 raise ValueError(
@@ -177,7 +238,7 @@ class Train:
         held_out = None
         if self.validation:
             train, held_out = train.holdout(split, self.validation)
-        model = models.create(self.model, train.num_classes, train.input_shape, init)
+        model = self._initial(train, init)
         objective = self.objective(train)
         record = self._record(train, model, objective, seed)
         # A run that was made with other settings is refused below, and keeps its record.
@@ -222,6 +283,7 @@ class Train:
                 "fingerprint": train.fingerprint,
             },
             "model": model.spec.to_json() if model.spec else {},
+            **({} if self.start is None else {"start": str(self.start)}),
             "objective": {"name": self._method_name(), "settings": repr(objective), **adversary},
             "training": dataclasses.asdict(self.training) | {"validation": self.validation},
             "seed": seed,

@@ -23,6 +23,7 @@ from jaxclus.models._preact_resnet import PreActResNet
 from jaxclus.models._resnet import ResNet
 from jaxclus.models._surgery import (
     features,
+    parts,
     replace_activation,
     with_new_head,
     without_batch_norm,
@@ -53,6 +54,7 @@ __all__ = [
     "from_torch",
     "linbp",
     "names",
+    "parts",
     "replace_activation",
     "with_new_head",
     "without_batch_norm",

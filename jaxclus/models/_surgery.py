@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from jaxclus import _checks
+from jaxclus.compose import Chain
 from jaxclus.models._classifier import Classifier
 from jaxclus.models._layers import Activation, Identity, Linear
 
@@ -79,6 +80,30 @@ def features(model: Classifier) -> jax.tree_util.Partial:
         model: any `Classifier`; left as it is.
     """
     return jax.tree_util.Partial(_features, nnx.clone(model))
+
+
+def parts(model: Callable[..., Any]) -> tuple[Classifier, Callable[..., Any] | None]:
+    """The network of a model, and what classifies its embeddings where that is not its own head.
+
+    Args:
+        model: a `Classifier`, or `jc.Chain(jc.models.features(network), head)`.
+
+    Returns:
+        The network, and the head [b, d] -> [b, k]; None for the network's own.
+
+    Raises:
+        TypeError: if the model is anything else.
+    """
+    if isinstance(model, Classifier):
+        return model, None
+    if isinstance(model, Chain) and len(model.parts) == 2:
+        embed, head = model.parts
+        if isinstance(embed, jax.tree_util.Partial) and embed.func is _features:
+            return embed.args[0], head
+    raise TypeError(
+        "`model` must be a network of jc.models or jc.Chain(jc.models.features(network), head), "
+        f"got {type(model)}"
+    )
 
 
 def _features(model: Classifier, x: jax.Array) -> jax.Array:

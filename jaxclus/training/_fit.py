@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxclus import _checks, parallel, runs
+from jaxclus import _checks, _pytree, parallel, runs
 from jaxclus._version import __version__
 from jaxclus.data import Augmentation, Dataset, default_augmentation
 from jaxclus.training import _step
@@ -35,7 +35,8 @@ class Run:
 
     Attributes:
         model: the trained network in eval mode: the best on the validation set where one is
-            given, else the last; the moving average where one is kept.
+            given, else the last; the moving average where one is kept. Where the objective has a
+            head of its own, `jc.Chain(jc.models.features(network), head)`.
         history: the lines of metrics, as in `directory/metrics.jsonl`.
         directory: where the run was kept, or None.
     """
@@ -104,16 +105,19 @@ def fit(
     placed = jax.device_put((data.images, data.labels), parallel.replicated(mesh))
     images, labels = placed
     start = nnx.view(model, use_running_average=True, raise_if_not_found=False)
-    keys = _Keys(*jax.device_put(jax.random.split(key, 4), parallel.replicated(mesh)))
+    streams = (*jax.random.split(key, 4), jax.random.fold_in(key, 4))
+    keys = _Keys(*jax.device_put(streams, parallel.replicated(mesh)))
     objective_state = objective.init(keys.objective, start, images, labels, config.batch_size)
     trainer = _Trainer(program, keys, placed, validation, Log(directory), directory)
-    trainer.meta = _meta(program, model, data, validation, key)
+    head = objective.head(objective_state)
+    trainer.meta = _meta(program, model, data, validation, key) | {"head": _pytree.record(head)}
     state = trainer.start(_step.weights_of(model), objective_state)
     with _sigterm() as stopped:
         state = trainer.run(state, stopped, progress)
     # By way of the host: free of the training's devices, the model works together with anything.
-    final = program.model(jax.tree.map(jax.numpy.asarray, jax.device_get(state.selected)))
-    return Run(final, tuple(trainer.log.lines), None if directory is None else Path(directory))
+    final = jax.tree.map(jax.numpy.asarray, jax.device_get(state.selected))
+    kept = None if directory is None else Path(directory)
+    return Run(program.classifier(*final), tuple(trainer.log.lines), kept)
 
 
 class _Keys(NamedTuple):
@@ -123,6 +127,7 @@ class _Keys(NamedTuple):
     order: jax.Array
     step: jax.Array
     validation: jax.Array
+    refresh: jax.Array
 
 
 class _Trainer:
@@ -184,19 +189,22 @@ class _Trainer:
         epoch = step // self.program.steps_per_epoch
         self._settle(state, step)
         model = self.program.model(state.current)
-        refreshed = self.program.objective.refresh(model, self.images, self.labels, state.objective)
-        refreshed = parallel.copy_to(refreshed, parallel.replicated(self.program.mesh))
-        state = dataclasses.replace(state, objective=refreshed)
+        objective, everywhere = self.program.objective, parallel.replicated(self.program.mesh)
+        key = jax.random.fold_in(self.keys.refresh, epoch)
+        refreshed = objective.refresh(key, model, self.images, self.labels, state.objective)
+        refreshed = parallel.copy_to(refreshed, everywhere)
+        head = parallel.copy_to(objective.head(refreshed), everywhere)
+        state = dataclasses.replace(state, objective=refreshed, head=head)
         if self.validation is not None and state.best is not None:
             scores = validation_scores(
-                self.keys.validation, self.program, state.current, self.validation
+                self.keys.validation, self.program, state.current, state.head, self.validation
             )
             self.log.write({"step": step, "epoch": epoch, **scores})
             score = scores.get("validation_robust_accuracy", scores["validation_accuracy"])
             score = np.float32(score)  # as it is kept: of equal scores the first must win
             if score > state.best["score"]:
-                best = {"score": score, "weights": state.current}
-                best = parallel.copy_to(best, parallel.replicated(self.program.mesh))
+                best = {"score": score, "weights": state.current, "head": state.head}
+                best = parallel.copy_to(best, everywhere)
                 state = dataclasses.replace(state, best=best)
         last = epoch == self.program.config.epochs
         if last or epoch % self.program.config.checkpoint_every == 0:

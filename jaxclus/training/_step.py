@@ -10,11 +10,12 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxclus import _compile, _pytree, parallel
+from jaxclus import _compile, _pytree, models, parallel
+from jaxclus.compose import Chain
 from jaxclus.data import Augmentation, to_float
 from jaxclus.threat import image_keys
 from jaxclus.training._config import TrainingConfig, optimizer
-from jaxclus.training.objectives import Metrics, Objective, TrainingModel
+from jaxclus.training.objectives import Head, Metrics, Objective, Seen, TrainingModel
 
 Weights = dict[str, Any]
 
@@ -30,7 +31,8 @@ class TrainState:
         opt_state: the optimiser's state.
         average: moving average of `weights`, or None.
         objective: the objective's state.
-        best: {"score", "weights"} of the best validation so far, or None without validation.
+        head: what the objective classifies embeddings with, or None for the network's own head.
+        best: {"score", "weights", "head"} of the best validation so far, or None without.
     """
 
     step: jax.Array
@@ -38,6 +40,7 @@ class TrainState:
     opt_state: Any
     average: Weights | None
     objective: Any
+    head: Head | None
     best: dict[str, Any] | None
 
     @property
@@ -46,9 +49,10 @@ class TrainState:
         return self.weights if self.average is None else self.average
 
     @property
-    def selected(self) -> Weights:
-        """The weights to return: the best validated where there are any."""
-        return self.current if self.best is None else self.best["weights"]
+    def selected(self) -> tuple[Weights, Head | None]:
+        """The weights and the head to return: the best validated where there are any."""
+        best = self.best
+        return (self.current, self.head) if best is None else (best["weights"], best["head"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +78,11 @@ class Program:
     def model(self, weights: Weights) -> Any:
         """The network with these weights, in eval mode and float32."""
         return nnx.merge(self.evaluate, weights["params"], weights["stats"])
+
+    def classifier(self, weights: Weights, head: Head | None) -> Any:
+        """The network with these weights, its embeddings classified by the head if there is one."""
+        network = self.model(weights)
+        return network if head is None else Chain(models.features(network), head)
 
 
 def _graph(model: nnx.Module) -> Any:
@@ -104,13 +113,16 @@ def initial_state(
     program: Program, weights: Weights, objective_state: Any, *, validated: bool
 ) -> TrainState:
     """The state before the first step; shares no buffer with the given weights."""
+    head = program.objective.head(objective_state)
+    best = {"score": jnp.array(-1.0), "weights": weights, "head": head}
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         weights=weights,
         opt_state=optimizer(program.config, program.steps_per_epoch).init(weights["params"]),
         average=weights if program.config.ema_decay is not None else None,
         objective=objective_state,
-        best={"score": jnp.array(-1.0), "weights": weights} if validated else None,
+        head=head,
+        best=best if validated else None,
     )
     return parallel.copy_to(state, parallel.replicated(program.mesh))
 
@@ -167,19 +179,20 @@ def train_step(
     def loss(params, x_adv):
         model = TrainingModel(program.train, params, state.weights["stats"])
         found = objective.loss(model, x, x_adv, y, keys[:, 1], state.objective)
-        return found.loss, (found.metrics, model.stats)
+        return found.loss, (found.metrics, model.stats, found.losses)
 
     params = state.weights["params"]
     x_adv = jax.lax.stop_gradient(x_adv)
     of_both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    (value, (metrics, stats)), (grads, image_grads) = of_both(params, x_adv)
+    (value, (metrics, stats, losses)), (grads, image_grads) = of_both(params, x_adv)
     transform = optimizer(config, program.steps_per_epoch)
     updates, opt_state = transform.update(grads, state.opt_state, params)
     weights = {"params": optax.apply_updates(params, updates), "stats": stats}
     average = state.average
     if average is not None and config.ema_decay is not None:
         average = optax.incremental_update(weights, average, 1 - config.ema_decay)
-    objective_state = objective.update(state.objective, x, x_adv, image_grads)
+    seen = Seen(index, x, x_adv, image_grads, losses)
+    objective_state = objective.update(state.objective, seen)
     everywhere = parallel.replicated(program.mesh)
     state = dataclasses.replace(
         state,

@@ -10,11 +10,12 @@ from jaxclus import _compile, metrics, parallel
 from jaxclus.data import Dataset, to_float
 from jaxclus.threat import image_keys
 from jaxclus.training._step import Program, Weights
+from jaxclus.training.objectives import Head
 
 
 @partial(_compile.jit, static_argnames=("program",))
-def _counts(weights, key, images, labels, index, valid, *, program: Program):
-    model = program.model(weights)
+def _counts(weights, head, key, images, labels, index, valid, *, program: Program):
+    model = program.classifier(weights, head)
     x = to_float(images)
     counts = {"validation_accuracy": metrics.count(metrics.correct(model(x), labels), valid)}
     attack = program.objective.validation_attack()
@@ -26,7 +27,7 @@ def _counts(weights, key, images, labels, index, valid, *, program: Program):
 
 
 def validation_scores(
-    key: jax.Array, program: Program, weights: Weights, data: Dataset
+    key: jax.Array, program: Program, weights: Weights, head: Head | None, data: Dataset
 ) -> dict[str, float]:
     """Shares of right predictions: clean, and on the last iterates of the objective's attack.
 
@@ -40,6 +41,6 @@ def validation_scores(
         index = np.arange(start, start + size)
         inside = np.minimum(index, len(data) - 1)
         batch = (data.images[inside], data.labels[inside], inside, index < len(data))
-        counts = _counts(weights, key, *jax.device_put(batch, placement), program=program)
+        counts = _counts(weights, head, key, *jax.device_put(batch, placement), program=program)
         totals = jax.tree.map(jnp.add, totals, counts) if totals else counts
     return {name: int(total) / len(data) for name, total in jax.device_get(totals).items()}

@@ -10,22 +10,33 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxclus import _checks, runs
+from jaxclus import _checks, _pytree, runs
 from jaxclus._version import __version__
-from jaxclus.models import Classifier, ModelSpec
+from jaxclus.clustr import ClusterClassifier
+from jaxclus.compose import Chain
+from jaxclus.models import Classifier, ModelSpec, features, parts
 from jaxclus.training import Checkpoints
 from jaxclus.zoo import _cards
 
 _FORMAT = "jaxclus"  # the key of our entry in the file's metadata
+_HEAD = ":head"  # no module of a network has that name
+# What can stand for a network's own head, by the name in the record.
+_HEADS = {cls.__name__: cls for cls in (ClusterClassifier,)}
+
+
+#: A network, or a network's embeddings under a head of `_HEADS`.
+Model = Classifier | Chain
 
 
 def export(
-    model: Classifier, path: Path | str, *, dtype: Literal["float32", "bfloat16"] = "float32"
+    model: Model, path: Path | str, *, dtype: Literal["float32", "bfloat16"] = "float32"
 ) -> Path:
     """Writes weights, statistics and the model's record to one safetensors file, atomically.
 
     Args:
-        model: a model that `jc.models.create`, `jc.load` or `jc.training.fit` made.
+        model: a model that `jc.models.create`, `jc.load` or `jc.training.fit` made, or
+            `jc.Chain(jc.models.features(network), head)` with such a network and a
+            `jc.clustr.ClusterClassifier`.
         path: a file name ending in .safetensors.
         dtype: type of the stored numbers; "bfloat16" halves the file (ResNet-18 then takes 22 MB)
             and rounds them to 8 bits.
@@ -44,13 +55,16 @@ def export(
     _checks.one_of("dtype", dtype, ("float32", "bfloat16"))
     if path.suffix != ".safetensors":
         raise ValueError(f"`path` must end in .safetensors, got {path}")
-    spec = getattr(model, "spec", None)
+    network, head = parts(model)
+    if head is not None and type(head) not in _HEADS.values():
+        raise ValueError(f"`model` must have a head of {', '.join(_HEADS)}, got {type(head)}")
+    spec = getattr(network, "spec", None)
     if spec is None:
         raise ValueError("`model` must be one that jc.models.create made and nobody changed since")
-    _, state = nnx.split(model)
-    named = _named(nnx.to_pure_dict(state))
+    _, state = nnx.split(network)
+    named = _named(nnx.to_pure_dict(state)) | _head_arrays(head)
     arrays = {name: jnp.asarray(leaf, dtype) for name, leaf in named.items()}
-    record = {"version": __version__, "spec": spec.to_json()}
+    record = {"version": __version__, "spec": spec.to_json(), "head": _pytree.record(head)}
     try:
         runs.write_atomic(path, save(arrays, metadata={_FORMAT: json.dumps(record)}))
     except OSError as error:
@@ -60,8 +74,11 @@ def export(
     return path
 
 
-def load(path: Path | str) -> Classifier:
+def load(path: Path | str) -> Model:
     """A trained model, in eval mode and float32.
+
+    A network, or what was trained with a head of its own, as by `jc.clustr.ClusTR`:
+    `jc.Chain(jc.models.features(network), head)`.
 
     Args:
         path: a safetensors file of `jc.export`; or the directory of a training run: then its
@@ -88,10 +105,10 @@ def load(path: Path | str) -> Classifier:
 
 def load_shipped(name: str) -> Classifier:
     """A network of the zoo, whatever stands under its name in the working directory."""
-    return _load_file(_cards.checked_path(name))
+    return parts(_load_file(_cards.checked_path(name)))[0]
 
 
-def _load_file(path: Path) -> Classifier:
+def _load_file(path: Path) -> Model:
     from safetensors import SafetensorError, safe_open
     from safetensors.flax import load_file
 
@@ -103,10 +120,13 @@ def _load_file(path: Path) -> Classifier:
         raise ValueError(f"`path` must be a safetensors file, got {path}: {error}") from error
     if record is None:
         raise ValueError(f"`path` must be a file that jc.export wrote, got {path}")
-    return _filled(_spec(lambda: json.loads(record)["spec"], path), arrays, path)
+    spec = _spec(lambda: json.loads(record)["spec"], path)
+    names = [name for name in arrays if name.startswith(f"{_HEAD}/")]
+    mine = {name.removeprefix(f"{_HEAD}/"): arrays.pop(name) for name in names}
+    return _with_head(_filled(spec, arrays, path), json.loads(record).get("head"), mine, path)
 
 
-def _load_run(path: Path) -> Classifier:
+def _load_run(path: Path) -> Model:
     restored = Checkpoints(path / "checkpoints").restore()
     if restored is None:
         raise ValueError(
@@ -115,10 +135,33 @@ def _load_run(path: Path) -> Classifier:
     state, meta = restored
     if meta["model"] is None:
         raise ValueError(f"`path` holds a model that jc.models.create did not make: {path}")
-    best = state["best"] or {"weights": None}
-    weights = best["weights"] or state["average"] or state["weights"]
-    arrays = _named(weights["params"]) | _named(weights["stats"])
-    return _filled(_spec(lambda: meta["model"], path), arrays, path)
+    last = {"weights": state["average"] or state["weights"], "head": state.get("head")}
+    chosen = state["best"] or last
+    arrays = _named(chosen["weights"]["params"]) | _named(chosen["weights"]["stats"])
+    network = _filled(_spec(lambda: meta["model"], path), arrays, path)
+    return _with_head(network, meta.get("head"), chosen.get("head") or {}, path)
+
+
+def _head_arrays(head: Any) -> dict[str, Any]:
+    """The arrays of a head by name."""
+    if head is None:
+        return {}
+    leaves = jax.tree_util.tree_leaves_with_path(head)
+    return {f"{_HEAD}/{_name(path)}": leaf for path, leaf in leaves}
+
+
+def _with_head(network: Classifier, record: Any, arrays: dict[str, Any], path: Path) -> Model:
+    """The network, or its embeddings under the head of a record and arrays."""
+    if record is None:
+        return network
+    try:
+        made = {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
+        head = _pytree.rebuild(_HEADS[record["class"]], record, made)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"`path` must hold a head that jaxclus {__version__} knows, got {path}: {error}"
+        ) from error
+    return Chain(features(network), head)
 
 
 def _spec(read: Callable[[], Any], path: Path) -> ModelSpec:

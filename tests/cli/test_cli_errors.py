@@ -59,19 +59,25 @@ def test_data_lists_and_describes(capsys):
         (["train", "digits", "--method", "free", "--norm", "l2", "--eps", "0.1"], "`norm`"),
         (
             ["train", "digits", "--method", "fast", "--eps", "0.1", "--attack-steps", "4"],
-            "`attack_steps` is a setting of pgd, trades and mart, not of fast",
+            "`attack_steps` is a setting of --method pgd, trades, mart, clustr_trades, not of fast",
         ),
         (
             ["train", "digits", "--eps", "8/255"],
-            "`eps` is a setting of training against an adversary, as --method pgd, not of standard",
+            "`eps` is a setting of --method pgd, trades, mart, fast, free, ",
         ),
-        (["train", "digits", "--step-size", "0.1"], "`step_size` is a setting of training against"),
-        (["train", "digits", "--attack-steps", "4"], "`attack_steps` is a setting of pgd, trades"),
-        (["train", "digits", "--norm", "l2"], "`norm` is a setting of training against"),
+        (["train", "digits", "--step-size", "0.1"], "`step_size` is a setting of --method pgd"),
+        (
+            ["train", "digits", "--attack-steps", "4"],
+            "`attack_steps` is a setting of --method pgd, trades",
+        ),
+        (["train", "digits", "--norm", "l2"], "`norm` is a setting of --method pgd"),
         (["train", "digits", "--num-groups", "3"], "`num_groups` is a setting of --cluster"),
         (["train", "digits", "--beta", "0.1"], "`beta` is a setting of --cluster"),
         (["train", "digits", "--teacher", "runs/x"], "`teacher` is a setting of --cluster"),
-        (["train", "digits", "--tradeoff", "2"], "`tradeoff` is a setting of trades and mart"),
+        (
+            ["train", "digits", "--tradeoff", "2"],
+            "`tradeoff` is a setting of --method trades, mart",
+        ),
         (
             ["train", "digits", "--cluster", "weight", "--teacher", "no/such", "--num-groups", "2"],
             "no/such",

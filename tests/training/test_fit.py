@@ -192,8 +192,8 @@ def test_the_best_weights_on_validation_are_returned(ema_decay, digits, monkeypa
     # Equal scores: the first one wins, also where float32 rounds it down, as 0.9.
     scores, judged = iter([0.3, 0.9, 0.5, 0.9]), []
 
-    def score(key, program, weights, data):
-        assert data is held_out
+    def score(key, program, weights, head, data):
+        assert data is held_out and head is None
         judged.append(jax.tree.map(np.asarray, weights))
         return {"validation_accuracy": next(scores)}
 

@@ -193,7 +193,7 @@ class _Terminate(Objective):
         logits = model(x)
         return Outcome(jnp.take_along_axis(logits, y[:, None], axis=1).sum(), logits, {})
 
-    def refresh(self, model, images, labels, state):
+    def refresh(self, key, model, images, labels, state):
         os.kill(os.getpid(), signal.SIGTERM)
         return state
 
@@ -220,7 +220,7 @@ class Counting(Objective):
         metrics = {"epoch_of_state": state["epoch"], "draw": jax.random.uniform(state["key"])}
         return Outcome(own, logits, metrics)
 
-    def refresh(self, model, images, labels, state):
+    def refresh(self, key, model, images, labels, state):
         # On the host and from arrays of the trainer, as an objective may.
         assert images.dtype == jnp.uint8 and labels.shape == (8,)
         return {

@@ -11,7 +11,7 @@ from jaxclus import _checks
 from jaxclus._classifier import Classifier
 from jaxclus.attacks import PGD, Attack
 from jaxclus.threat import Linf, Threat
-from jaxclus.training.objectives._base import Objective
+from jaxclus.training.objectives._base import Objective, Seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,12 +135,10 @@ class FreeAdversarial(Objective):
     ) -> jax.Array:
         return jnp.clip(x + state, min=0, max=1)
 
-    def update(
-        self, state: jax.Array, x: jax.Array, x_adv: jax.Array, gradient: jax.Array
-    ) -> jax.Array:
+    def update(self, state: jax.Array, seen: Seen) -> jax.Array:
         step_size = self.threat.eps if self.step_size is None else self.step_size
-        inside = x + state == x_adv
-        moved = state + step_size * jnp.where(inside, self.threat.step(gradient), 0)
+        inside = seen.x + state == seen.x_adv
+        moved = state + step_size * jnp.where(inside, self.threat.step(seen.gradient), 0)
         return jnp.clip(moved, min=-self.threat.eps, max=self.threat.eps)
 
     def validation_attack(self) -> Attack | None:

@@ -1,6 +1,7 @@
 """What every training objective offers the trainer."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ from jaxclus._classifier import Classifier
 from jaxclus.attacks import Attack
 
 Metrics = dict[str, jax.Array]
+#: Embeddings [b, d] -> logits [b, k].
+Head = Callable[[jax.Array], jax.Array]
 
 
 class Outcome(NamedTuple):
@@ -22,11 +25,32 @@ class Outcome(NamedTuple):
         logits: of the images that the update sees, the adversarial ones where there are any
             [b, k]; what objectives around this one act on.
         metrics: scalars to log; the trainer adds "loss".
+        losses: of each image [b], for `update`; None where nobody asks for them.
     """
 
     loss: jax.Array
     logits: jax.Array
     metrics: Metrics
+    losses: jax.Array | None = None
+
+
+class Seen(NamedTuple):
+    """What a step has seen, for the objective's `update`.
+
+    Attributes:
+        index: the images' numbers in the training set [b].
+        x: augmented images [b, h, w, c].
+        x_adv: what `perturb` made of them.
+        gradient: of the loss with respect to x_adv. It comes out of the same backward pass as the
+            weights' gradient; where nobody reads it, the compiler leaves it out.
+        losses: those of `Outcome`.
+    """
+
+    index: jax.Array
+    x: jax.Array
+    x_adv: jax.Array
+    gradient: jax.Array
+    losses: jax.Array | None
 
 
 class TrainingModel:
@@ -72,7 +96,7 @@ class Objective:
 
     `perturb` is the inner maximisation, x_adv; `loss` the outer minimisation. By default there is
     no adversary, and the loss is the mean cross-entropy at x_adv. An objective with state (class
-    centres, a sampler's queue) makes it in `init`, may read it everywhere, renews it in `update`
+    centres, a sampler's losses) makes it in `init`, may read it everywhere, renews it in `update`
     and `refresh`, and finds it again after a resume.
     """
 
@@ -146,21 +170,41 @@ class Objective:
         """
         return mean_cross_entropy(model(x_adv), y)
 
-    def update(self, state: Any, x: jax.Array, x_adv: jax.Array, gradient: jax.Array) -> Any:
+    def update(self, state: Any, seen: Seen) -> Any:
         """The state after a step.
 
         Args:
             state: the state before.
-            x: the step's images.
-            x_adv: what `perturb` made of them.
-            gradient: of the loss with respect to x_adv. It comes out of the same backward pass as
-                the weights' gradient; where nobody reads it, the compiler leaves it out.
+            seen: what the step was made of.
         """
         return state
 
-    def refresh(self, model: nnx.Module, images: jax.Array, labels: jax.Array, state: Any) -> Any:
-        """The state after an epoch; `model` is in eval mode."""
+    def refresh(
+        self,
+        key: jax.Array,
+        model: nnx.Module,
+        images: jax.Array,
+        labels: jax.Array,
+        state: Any,
+    ) -> Any:
+        """The state after an epoch.
+
+        Args:
+            key: a typed key of the epoch's own.
+            model: the network as it is evaluated, in eval mode.
+            images: the training set, uint8 [n, h, w, c].
+            labels: int32 [n].
+            state: the state before.
+        """
         return state
+
+    def head(self, state: Any) -> Head | None:
+        """What classifies embeddings, a pytree [b, d] -> [b, k]; None for the network's own head.
+
+        It is asked for before training and after every `refresh`, and goes with the weights:
+        into validation, checkpoints and the model that training gives back.
+        """
+        return None
 
     def validation_attack(self) -> Attack | None:
         """The attack under which a held-out split is judged, or None for clean accuracy."""

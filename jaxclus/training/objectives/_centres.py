@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxclus import _checks, _classifier
+from jaxclus import _checks
 from jaxclus.data import Augmentation, to_float
 from jaxclus.threat import image_keys
 from jaxclus.training.objectives._base import Outcome, TrainingModel
+from jaxclus.training.objectives._over_images import over_images
 from jaxclus.training.objectives._wrapped import Wrapped, WrappedState
-
-_BATCH = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +80,7 @@ class CentrePull(Wrapped):
         found = self.objective.loss(model, x, x_adv, y, keys, state.inner)
         pull = jnp.square(found.logits - state.own[y]).mean()
         metrics = found.metrics | {"distance_to_centre": pull}
-        return Outcome(found.loss + self.beta * pull, found.logits, metrics)
+        return found._replace(loss=found.loss + self.beta * pull, metrics=metrics)
 
 
 def _gaps(centres: np.ndarray) -> np.ndarray:
@@ -92,16 +91,12 @@ def _gaps(centres: np.ndarray) -> np.ndarray:
 
 def _mean_logits(model: nnx.Module, images: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean logits of each class, float32 [k, k]; of a class without images, zero."""
-    predict: Any = _classifier.logits(model)  # pyright: ignore[reportArgumentType]
-    pixels, classes = np.asarray(images), np.asarray(labels)
-    # Padded: one compiled shape.
-    places = np.arange(-(-len(pixels) // _BATCH) * _BATCH) % len(pixels)
-    parts = [
-        np.asarray(predict(to_float(pixels[places[start : start + _BATCH]])), np.float64)
-        for start in range(0, len(places), _BATCH)
-    ]
-    logits = np.concatenate(parts)[: len(pixels)]
-    sums = np.zeros((logits.shape[1],) * 2)
+    logits = np.asarray(over_images(_logits, model, jnp.asarray(images)), np.float64)
+    classes, sums = np.asarray(labels), np.zeros((logits.shape[1],) * 2)
     np.add.at(sums, classes, logits)
     counts = np.bincount(classes, minlength=len(sums))
     return jnp.asarray(sums / np.maximum(counts, 1)[:, None], jnp.float32)
+
+
+def _logits(model: Any, images: jax.Array) -> jax.Array:
+    return model(to_float(images))

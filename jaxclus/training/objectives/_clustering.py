@@ -47,7 +47,7 @@ class _Clustering(Wrapped, abc.ABC):
             return found
         term = self._regulariser(model, x, found.logits)
         metrics = found.metrics | {"regulariser": term}
-        return Outcome(found.loss + self.beta * term, found.logits, metrics)
+        return found._replace(loss=found.loss + self.beta * term, metrics=metrics)
 
     @abc.abstractmethod
     def _regulariser(self, model: TrainingModel, x: jax.Array, logits: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from jaxclus.training.objectives._base import Objective, Outcome, TrainingModel,
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True)
-class _FromNearby(PGD):
+class FromNearby(PGD):
     """PGD that starts close to x, at x + 0.001 N(0, 1), instead of anywhere in the ball.
 
     Not at x itself, where the divergence that TRADES maximises has no gradient.
@@ -41,7 +41,7 @@ class _Consistency(Objective):
         self._attack()  # checks the rest
 
     def _attack(self) -> PGD:
-        return _FromNearby(self.threat, self.steps, self.step_size)
+        return FromNearby(self.threat, self.steps, self.step_size)
 
     def validation_attack(self) -> Attack | None:
         return PGD(self.threat, self.steps, self.step_size)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxclus._classifier import Classifier
 from jaxclus.attacks import Attack
-from jaxclus.training.objectives._base import Objective, Outcome, TrainingModel
+from jaxclus.training.objectives._base import Head, Objective, Outcome, Seen, TrainingModel
 
 
 class WrappedState(NamedTuple):
@@ -86,18 +86,24 @@ class Wrapped(Objective):
     ) -> Outcome:
         return self.objective.loss(model, x, x_adv, y, keys, state.inner)
 
-    def update(
-        self, state: WrappedState, x: jax.Array, x_adv: jax.Array, gradient: jax.Array
-    ) -> WrappedState:
-        return state._replace(inner=self.objective.update(state.inner, x, x_adv, gradient))
+    def update(self, state: WrappedState, seen: Seen) -> WrappedState:
+        return state._replace(inner=self.objective.update(state.inner, seen))
 
     def refresh(
-        self, model: nnx.Module, images: jax.Array, labels: jax.Array, state: WrappedState
+        self,
+        key: jax.Array,
+        model: nnx.Module,
+        images: jax.Array,
+        labels: jax.Array,
+        state: WrappedState,
     ) -> WrappedState:
         return WrappedState(
             self.refreshed(model, images, labels, state.own),
-            self.objective.refresh(model, images, labels, state.inner),
+            self.objective.refresh(key, model, images, labels, state.inner),
         )
+
+    def head(self, state: WrappedState) -> Head | None:
+        return self.objective.head(state.inner)
 
     def validation_attack(self) -> Attack | None:
         return self.objective.validation_attack()

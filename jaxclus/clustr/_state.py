@@ -1,0 +1,115 @@
+"""Clusters of a training set, found anew after every epoch."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxclus import _compile, _pytree
+from jaxclus.clustering import kmeans
+from jaxclus.clustr._classifier import ClusterClassifier
+from jaxclus.clustr._magnet import cluster_variance, full_magnet_loss
+from jaxclus.clustr._sampler import Membership
+from jaxclus.data import to_float
+from jaxclus.training.objectives import over_images
+
+
+@_pytree.register
+@dataclasses.dataclass(frozen=True)
+class Clusters:
+    """What ClusTR knows of the training set; a pytree.
+
+    Attributes:
+        head: centres, variance and the classifier they make; cluster k of class c has the number
+            c K + k.
+        members: which images each cluster has.
+        losses: the loss stored for each image [n], -1 where there is none yet.
+        full_loss: mean Magnet loss of the whole set at the last refresh.
+        perturbation: of free training [b, h, w, c]; None elsewhere.
+    """
+
+    head: ClusterClassifier
+    members: Membership
+    losses: jax.Array
+    full_loss: jax.Array
+    perturbation: Any = None
+
+
+def embeddings(model: nnx.Module, images: jax.Array) -> jax.Array:
+    """h [n, d] of all images, with the network in eval mode."""
+    if not hasattr(model, "features"):
+        raise TypeError(
+            f"`model` must have `features`, as jc.models.create makes it, got {type(model)}"
+        )
+    return over_images(_features, model, images)
+
+
+def _features(model, images):
+    return model.features(to_float(images))
+
+
+def find_clusters(
+    key: jax.Array,
+    h: jax.Array,
+    labels: jax.Array,
+    per_class: int,
+    nearest: int | None,
+    alpha: float,
+    *,
+    num_init: int,
+    max_iter: int,
+    as_published: bool,
+) -> tuple[ClusterClassifier, Membership, jax.Array]:
+    """The clusters of embeddings, by k-means in each class: head, members and mean full-set loss.
+
+    Args:
+        key: a typed key.
+        h: embeddings, float32 [n, d].
+        labels: int32 [n]; every class from 0 to the largest has `per_class` examples or more.
+        per_class: K.
+        nearest: L of the head.
+        alpha: margin of the full-set loss.
+        num_init: restarts of k-means.
+        max_iter: iterations of Lloyd.
+        as_published: the full-set loss with the published mistake.
+    """
+    table = _by_class(np.asarray(labels), per_class)
+    present = table >= 0
+    finite = bool(jnp.isfinite(h).all())
+    if not finite:
+        raise ValueError("`model` must give finite embeddings, but they hold NaN or infinity")
+    clusters = kmeans(
+        key, h[np.maximum(table, 0)], per_class, jnp.asarray(present), max_iter, num_init
+    )
+    centres = clusters.centres.reshape(-1, h.shape[1])
+    classes = tuple(np.repeat(np.arange(len(table)), per_class).tolist())
+    numbers = clusters.assignments + per_class * jnp.arange(len(table))[:, None]
+    cluster = jnp.zeros(len(h), jnp.int32).at[table[present]].set(numbers[present])
+    members = Membership.of(cluster, len(classes))
+    variance, loss = _measured(h, labels, centres, jnp.array(classes), alpha, as_published)
+    return ClusterClassifier(centres, classes, variance, nearest), members, loss
+
+
+@functools.partial(_compile.jit, static_argnames=("as_published",))
+def _measured(h, labels, centres, classes, alpha, as_published):
+    losses = full_magnet_loss(h, labels, centres, classes, alpha, as_published=as_published)
+    return cluster_variance(h, labels, centres, classes), losses.mean()
+
+
+def _by_class(labels: np.ndarray, per_class: int) -> np.ndarray:
+    """The numbers of each class's examples [k, most], filled up with -1."""
+    counts = np.bincount(labels)
+    if counts.min() < per_class:
+        poor = int(counts.argmin())
+        raise ValueError(
+            f"`clusters_per_class` must be at most the number of images of each class, "
+            f"got {per_class} for {counts[poor]} images of class {poor}"
+        )
+    table = np.full((len(counts), counts.max()), -1)
+    for c, row in enumerate(table):
+        row[: counts[c]] = np.flatnonzero(labels == c)
+    return table

@@ -1,0 +1,42 @@
+"""A network over a whole training set, for objectives that look at all of it between epochs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from jaxclus import _classifier, parallel
+
+# Images in one physical batch on each device: one compiled shape, whatever the training's batch.
+_BATCH = 256
+
+
+def over_images(
+    fn: Callable[[Any, jax.Array], jax.Array], model: nnx.Module, images: jax.Array
+) -> jax.Array:
+    """`fn(model, batch)` of all images, one array [n, ...], under matmul precision "highest".
+
+    Args:
+        fn: (model, images as they come [b, h, w, c]) -> [b, ...]; a module's own function, so that
+            its program is found again.
+        model: the network, in eval mode.
+        images: [n, h, w, c], n at least 1; split over the devices that it is replicated on.
+    """
+    placement = getattr(images, "sharding", None)
+    mesh = placement.mesh if isinstance(placement, NamedSharding) else None
+    mesh = mesh if isinstance(mesh, Mesh) else None
+    size, count = _BATCH * (mesh.size if mesh else 1), len(images)
+    bound = _classifier.jit_over_model(fn)(model)  # pyright: ignore[reportArgumentType]
+    parts = []
+    for start in range(0, count, size):
+        # The last batch is filled up with images from the beginning.
+        batch = images[(start + jnp.arange(size)) % count]
+        if mesh is not None:
+            batch = jax.device_put(batch, parallel.over_batch(mesh))
+        with jax.default_matmul_precision("highest"):
+            parts.append(bound(batch))
+    whole = jnp.concatenate(parts)[:count]
+    return whole if mesh is None else jax.device_put(whole, parallel.replicated(mesh))
