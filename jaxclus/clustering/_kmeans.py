@@ -69,7 +69,7 @@ def kmeans(
             within float32's range.
         num_clusters: k, at least 1; static.
         mask: which points count [..., n], bool; by default all. At least k in each data set.
-        max_iter: the most iterations of Lloyd, at least 1; static.
+        max_iter: the most iterations of Lloyd, an integer of at least 1.
         num_init: restarts, at least 1; static.
 
     Returns:
@@ -145,8 +145,8 @@ def _data_set(bad):
     return f"data set {np.argwhere(bad)[0].tolist()}" if np.ndim(bad) else "the data set"
 
 
-@functools.partial(jax.jit, static_argnames=("num_clusters", "max_iter", "num_init"))
-def _fit(key, points, mask, num_clusters, max_iter, num_init):
+@functools.partial(jax.jit, static_argnames=("num_clusters", "num_init"))
+def _fit(key, points, mask, max_iter, num_clusters, num_init):
     """`kmeans` without checks."""
     leading = points.shape[:-2]
     number = math.prod(leading)
@@ -154,7 +154,7 @@ def _fit(key, points, mask, num_clusters, max_iter, num_init):
     sets = (keys, points.reshape(number, *points.shape[-2:]), mask.reshape(number, -1))
 
     def one(data):
-        return _one(*data, num_clusters, max_iter, num_init)
+        return _one(*data, max_iter, num_clusters, num_init)
 
     # Side by side they would all take as many iterations as the slowest, which a CPU pays for.
     found = lax.platform_dependent(
@@ -163,7 +163,7 @@ def _fit(key, points, mask, num_clusters, max_iter, num_init):
     return jax.tree.map(lambda array: array.reshape(*leading, *array.shape[1:]), found)
 
 
-def _one(key, points, mask, num_clusters, max_iter, num_init):
+def _one(key, points, mask, max_iter, num_clusters, num_init):
     """One data set [n, d], with its mask [n]."""
     counts = mask[:, None]
     mean = jnp.where(counts, points, 0).sum(0) / mask.sum()
