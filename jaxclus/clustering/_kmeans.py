@@ -165,23 +165,32 @@ def _fit(key, points, mask, max_iter, num_clusters, num_init):
 
 def _one(key, points, mask, max_iter, num_clusters, num_init):
     """One data set [n, d], with its mask [n]."""
-    counts = mask[:, None]
-    mean = jnp.where(counts, points, 0).sum(0) / mask.sum()
-    centred = jnp.where(counts, points - mean[None], 0)  # zeros: NaN times 0 would be NaN
+    mean = jnp.where(mask[:, None], points, 0).sum(0) / mask.sum()
+    centred = points - mean[None]
+    # What does not count gets a factor of 0 below, and NaN times 0 would be NaN.
+    centred = jnp.where(jnp.isfinite(centred), centred, 0)
     centres = _seeded(key, centred, mask, num_clusters, num_init)
     centres, iterations = _lloyd(centred, mask, centres, max_iter)
-    nearest = _partial_distances(centred, centres).min(-1)
-    best = jnp.where(counts, nearest, 0).sum(0).argmin()
-    assignments = _partial_distances(points - mean[None], centres[best, None])[:, 0].argmin(-1)
+    distances = _partial_distances(centred, centres)
+    best = jnp.where(mask[:, None], distances.min(-1), 0).sum(0).argmin()
+    assignments = distances[:, best].argmin(-1)
     centres = centres[best] + mean[None]
-    # By differences: rounding in the expanded square would be relative to |x|^2.
-    distances = jnp.square(points - centres[assignments]).sum(-1)
     return KMeans(
         centres=centres,
         assignments=assignments.astype(jnp.int32),
-        inertia=jnp.where(mask, distances, 0).sum(),
+        inertia=_inertia(points, mask, centres, assignments),
         iterations=iterations[best],
     )
+
+
+def _inertia(points, mask, centres, assignments):
+    """By differences: rounding in the expanded square would be relative to |x|^2.
+
+    On CPUs a product with one-hot rows, which is exact, is twice as fast as a gather.
+    """
+    one_hot = (assignments[:, None] == jnp.arange(len(centres))[None]).astype(jnp.float32)
+    own = jnp.matmul(one_hot, centres, precision="highest")
+    return jnp.where(mask, jnp.square(points - own).sum(-1), 0).sum()
 
 
 def _partial_distances(points, centres):
@@ -235,7 +244,8 @@ def _drawn(weights, mask, uniform):
 
 def _lloyd(points, mask, centres, max_iter):
     """Moves centres [r, k, d] until each restart r stops: centres, and the iterations [r]."""
-    tolerance = _TOLERANCE * jnp.square(points).sum() / (mask.sum() * points.shape[1])
+    squares = jnp.where(mask, jnp.square(points).sum(-1), 0)
+    tolerance = _TOLERANCE * squares.sum() / (mask.sum() * points.shape[1])
 
     def step(state):
         centres, before, iterations, moving = state
