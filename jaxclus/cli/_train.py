@@ -53,7 +53,8 @@ class Train:
     dataset: tyro.conf.Positional[str]
     """A name (`jaxclus data list`), a directory of image folders, or an .npz file."""
     model: str | None = None
-    """Architecture: cnn (default), resnet8, resnet20, resnet18, resnet34, resnet50, preact_resnet18,
+    """Architecture, default cnn:
+    cnn, resnet8, resnet20, resnet18, resnet34, resnet50, preact_resnet18,
     wide_resnet_DEPTH_WIDTH, vgg11, vgg13, vgg16, vgg19, densenet121, alexnet."""
     start: Path | None = None
     """A trained network (run, file, or name in `jaxclus zoo`) to go on from, instead of --model;

@@ -1,0 +1,404 @@
+"""ClusTR's objectives on a linear embedding, against NumPy in float64."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from clustr_problems import full_magnet, magnet, nearest_own, scores
+from flax import nnx
+
+import jaxclus as jc
+from jaxclus.clustr import QTRADES, ClusTR, ClusTRTRADES, FreeClusTR
+from jaxclus.training import TrainingConfig, fit
+from jaxclus.training.objectives import AWP, Seen, TrainingModel, over_images
+
+ONE = jax.devices()[:1]
+BALL = jc.Linf(0.1)
+CLASSES, PER_CLASS, SHAPE, DIM = 4, 2, (2, 4, 1), 5
+N, B, M = 96, 24, 4
+_RNG = np.random.default_rng(0)
+IMAGES = _RNG.integers(0, 256, (N, *SHAPE), np.uint8)
+LABELS = (np.arange(N) % CLASSES).astype(np.int32)
+WEIGHT = _RNG.normal(size=(8, DIM)).astype(np.float32)
+X = _RNG.uniform(size=(B, *SHAPE)).astype(np.float32)
+X_ADV = np.clip(X + _RNG.uniform(-0.1, 0.1, X.shape), 0, 1).astype(np.float32)
+IDS = np.repeat(np.arange(M), B // M)
+Y = np.array([2, 0, 3, 1])[IDS].astype(np.int32)
+CLEAN, TO = jnp.asarray(X), jnp.asarray(Y)
+KEYS = jax.random.split(jax.random.key(1), B)
+KEY = jax.random.key(0)
+SETTINGS = {"clusters_per_class": PER_CLASS, "clusters_per_batch": M, "alpha": 1.0}
+KINDS = {
+    "clustr": ClusTR(**SETTINGS),
+    "qtrades": QTRADES(**SETTINGS, threat=BALL, weight=2.0),
+    "trades": ClusTRTRADES(**SETTINGS, threat=BALL, weight=2.0, steps=3),
+    "free": FreeClusTR(**SETTINGS, threat=BALL, replays=2),
+}
+
+
+class Embedding(jc.models.Classifier):
+    """h(x) = x W."""
+
+    def __init__(self, weight=WEIGHT):
+        super().__init__(DIM, CLASSES, 1, mean=None, std=None, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        self.weight = nnx.Param(jnp.asarray(weight, jnp.float32))
+
+    def body(self, x):
+        return x.reshape(len(x), -1) @ self.weight[...]
+
+
+def state_of(objective):
+    return objective.init(KEY, Embedding(), jnp.asarray(IMAGES), jnp.asarray(LABELS), B)
+
+
+STATE = state_of(KINDS["clustr"])
+CENTRES, VARIANCE = np.asarray(STATE.head.centres, np.float64), float(STATE.head.variance)
+
+
+def embed(x, weight=WEIGHT):
+    return np.asarray(x, np.float64).reshape(len(x), -1) @ np.asarray(weight, np.float64)
+
+
+def scores_of(x, weight=WEIGHT):
+    return scores(embed(x, weight), CENTRES, STATE.head.centre_classes, VARIANCE, 8)
+
+
+def log_softmax(z):
+    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+def gap(x, z, weight=WEIGHT):
+    """H(p(x), softmax(z)) [b]."""
+    target = scores_of(x, weight)
+    return -(target / target.sum(axis=1, keepdims=True) * log_softmax(z)).sum(axis=1)
+
+
+def loss_and_gradient(objective, state=None, x_adv=X_ADV):
+    network = Embedding()
+    graph, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+    state = state or STATE
+
+    def loss(params):
+        model = TrainingModel(graph, params, nnx.to_pure_dict(stats))
+        found = objective.loss(model, CLEAN, jnp.asarray(x_adv), TO, KEYS, state)
+        return found.loss, found
+
+    gradient, found = jax.grad(loss, has_aux=True)(nnx.to_pure_dict(params))
+    return found, np.asarray(gradient["weight"])
+
+
+def numeric(function, at=WEIGHT, h=1e-5):
+    at, found = np.asarray(at, np.float64), np.zeros(np.shape(at))
+    for place in np.ndindex(at.shape):
+        moved = np.zeros(at.shape)
+        moved[place] = h
+        found[place] = (function(at + moved) - function(at - moved)) / (2 * h)
+    return found
+
+
+def assert_gradient(found, reference, share=2e-3):
+    wanted = numeric(reference)
+    assert np.abs(wanted).max() > 5e-4
+    np.testing.assert_allclose(found, wanted, atol=share * np.abs(wanted).max())
+
+
+def test_the_first_state_holds_the_clusters_of_each_class():
+    h = embed(IMAGES / 255)
+    assert STATE.head.centre_classes == (0, 0, 1, 1, 2, 2, 3, 3)
+    cluster = np.asarray(STATE.members.cluster)
+    np.testing.assert_array_equal(cluster // PER_CLASS, LABELS)
+    for n in range(N):
+        own = CENTRES[2 * LABELS[n] : 2 * LABELS[n] + 2]
+        assert cluster[n] % 2 == np.sum((own - h[n]) ** 2, axis=1).argmin()
+    for j in range(8):
+        np.testing.assert_allclose(CENTRES[j], h[cluster == j].mean(axis=0), atol=1e-5)
+    own = nearest_own(h, LABELS, CENTRES, STATE.head.centre_classes)
+    assert pytest.approx(own.sum() / (N - 1), rel=1e-5) == VARIANCE
+    wanted = full_magnet(h, LABELS, CENTRES, STATE.head.centre_classes, 1.0).mean()
+    assert STATE.full_loss == pytest.approx(wanted, rel=1e-5)
+    assert (np.asarray(STATE.losses) == -1).all()
+    published = state_of(dataclasses.replace(KINDS["clustr"], as_published=True))
+    wanted = full_magnet(h, LABELS, CENTRES, STATE.head.centre_classes, 1.0, True).mean()
+    assert published.full_loss == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_refresh_keeps_losses_and_finds_clusters_of_the_new_embeddings():
+    state = dataclasses.replace(STATE, losses=jnp.arange(96.0))
+    images, labels = jnp.asarray(IMAGES), jnp.asarray(LABELS)
+    new = KINDS["clustr"].refresh(KEY, Embedding(2 * WEIGHT), images, labels, state)
+    np.testing.assert_allclose(new.head.centres, 2 * CENTRES, rtol=1e-4, atol=1e-5)
+    assert float(new.head.variance) == pytest.approx(4 * VARIANCE, rel=1e-4)
+    np.testing.assert_array_equal(new.losses, state.losses)
+
+
+def test_a_batch_is_a_seed_and_its_nearest_clusters_of_other_classes():
+    cluster, seeds = np.asarray(STATE.members.cluster), []
+    losses = np.where(cluster == 3, 5.0, np.where(cluster == 6, 15.0, 0.0))
+    state = dataclasses.replace(STATE, losses=jnp.asarray(losses, jnp.float32))
+    gaps = np.linalg.norm(CENTRES[:, None] - CENTRES, axis=2)
+    draw = jax.jit(lambda key: KINDS["clustr"].batch(key, jnp.int32(0), state, B))
+    for key in jax.random.split(KEY, 60):
+        index = np.asarray(draw(key))
+        of = cluster[index].reshape(M, B // M)
+        assert (of == of[:, :1]).all()
+        seed, *others = of[:, 0].tolist()
+        rivals = [j for j in np.argsort(gaps[seed]) if j // 2 != seed // 2]
+        assert sorted(others) == sorted(rivals[: M - 1])
+        for j, chosen in zip(of[:, 0], index.reshape(M, -1), strict=True):
+            assert len(set(chosen.tolist())) == min(B // M, (cluster == j).sum())
+        seeds.append(seed)
+    assert set(seeds) == {3, 6} and 30 <= seeds.count(6) <= 57
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+def test_the_loss_is_the_mean_magnet_loss(weight, as_published):
+    objective = ClusTR(**SETTINGS, cross_entropy=weight, as_published=as_published)
+    found, gradient = loss_and_gradient(objective)
+    z = scores_of(X_ADV)
+
+    def reference(w):
+        h = embed(X_ADV, w)
+        total = magnet(h, IDS, Y, 1.0).mean()
+        z = scores_of(X_ADV, w)
+        z = z if as_published else np.log(z)
+        return total - weight * log_softmax(z)[np.arange(B), Y].mean()
+
+    assert found.loss == pytest.approx(reference(WEIGHT), rel=1e-4)
+    np.testing.assert_allclose(found.losses, magnet(embed(X_ADV), IDS, Y, 1.0), rtol=1e-4)
+    np.testing.assert_allclose(found.logits, np.log(z), rtol=1e-4, atol=1e-4)
+    assert found.metrics["accuracy"] == pytest.approx((z.argmax(axis=1) == Y).mean())
+    assert found.metrics["full_magnet_loss"] == STATE.full_loss
+    assert_gradient(gradient, reference)
+
+
+def test_losses_are_stored_at_their_images():
+    index = jnp.asarray(np.arange(B) * 2)
+    seen = Seen(index, CLEAN, CLEAN, jnp.zeros(X.shape), jnp.arange(24.0))
+    losses = np.asarray(KINDS["clustr"].update(STATE, seen).losses)
+    np.testing.assert_array_equal(losses[:48:2], np.arange(24))
+    assert (losses[1:48:2] == -1).all() and (losses[48:] == -1).all()
+
+
+@pytest.mark.parametrize("name", ["qtrades", "trades"])
+def test_the_consistency_term(name):
+    found, gradient = loss_and_gradient(KINDS[name])
+
+    def reference(w):
+        # The Magnet loss sees the clean images here.
+        return magnet(embed(X, w), IDS, Y, 1.0).mean() + 2 * gap(X, scores_of(X_ADV, w), w).mean()
+
+    assert found.loss == pytest.approx(reference(WEIGHT), rel=1e-4)
+    assert found.metrics["consistency"] == pytest.approx(gap(X, scores_of(X_ADV)).mean(), rel=1e-4)
+    assert_gradient(gradient, reference)
+
+
+def test_qtrades_takes_one_step_up_the_cross_entropy():
+    for size in (None, 0.03):
+        objective = dataclasses.replace(KINDS["qtrades"], step_size=size)
+        found = np.asarray(objective.perturb(KEYS, Embedding(), CLEAN, TO, STATE))
+        start = np.asarray(BALL.random_start(KEYS, CLEAN), np.float64)
+        slope = numeric(lambda x: gap(X, scores_of(x)).sum(), start)
+        wanted = start + (0.125 if size is None else size) * np.sign(slope)
+        wanted = np.clip(np.clip(wanted, X - 0.1, X + 0.1), 0, 1)
+        sure = np.abs(slope) > 1e-5
+        assert sure.mean() > 0.95
+        np.testing.assert_allclose(found[sure], wanted[sure], atol=1e-6)
+
+
+def test_the_published_qtrades_leaks_the_adversarys_gradient():
+    published = dataclasses.replace(KINDS["qtrades"], as_published=True)
+    assert published.perturb(KEYS, Embedding(), CLEAN, TO, STATE) is CLEAN
+    found, gradient = loss_and_gradient(published)
+    # A network without BatchNorm: its adversary in train mode is the one in eval mode.
+    x_adv = np.asarray(KINDS["qtrades"].perturb(KEYS, Embedding(), CLEAN, TO, STATE))
+    right, without = loss_and_gradient(KINDS["qtrades"], x_adv=x_adv)
+    assert found.loss == pytest.approx(float(right.loss), rel=1e-5)
+    start, target = np.asarray(BALL.random_start(KEYS, CLEAN)), scores_of(X)
+    target = target / target.sum(axis=1, keepdims=True)
+
+    def leak(w):
+        return -(target * log_softmax(scores_of(start, w))).sum(axis=1).mean()
+
+    assert_gradient(gradient - without, leak, share=0.02)
+
+
+def test_the_adversary_of_trades_raises_the_divergence():
+    x_adv = np.asarray(KINDS["trades"].perturb(KEYS, Embedding(), CLEAN, TO, STATE))
+    assert np.abs(x_adv - X).max() <= 0.1 + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
+
+    def divergence(x):
+        clean, moved = log_softmax(scores_of(X)), log_softmax(scores_of(x))
+        return (np.exp(clean) * (clean - moved)).sum(axis=1)
+
+    random = np.asarray(BALL.random_start(KEYS, CLEAN))
+    assert (divergence(x_adv) > divergence(random)).mean() > 0.9
+
+
+def test_free_training_carries_its_perturbation():
+    objective = KINDS["free"]
+    state = state_of(objective)
+    assert objective.steps_per_batch == 2 and state.perturbation.shape == X.shape
+    slope = _RNG.normal(size=X.shape).astype(np.float32)
+    x_adv = objective.perturb(KEYS, Embedding(), CLEAN, TO, state)
+    np.testing.assert_array_equal(x_adv, X)
+    seen = Seen(jnp.arange(B), CLEAN, x_adv, jnp.asarray(slope), jnp.ones(B))
+    state = objective.update(state, seen)
+    np.testing.assert_allclose(state.perturbation, 0.1 * np.sign(slope), rtol=1e-6)
+    x_adv = objective.perturb(KEYS, Embedding(), CLEAN, TO, state)
+    np.testing.assert_allclose(x_adv, np.clip(X + 0.1 * np.sign(slope), 0, 1), rtol=1e-6)
+    images, labels = jnp.asarray(IMAGES), jnp.asarray(LABELS)
+    refreshed = objective.refresh(KEY, Embedding(), images, labels, state)
+    np.testing.assert_array_equal(refreshed.perturbation, state.perturbation)
+
+
+def test_heads_come_through_wrappers():
+    wrapped = AWP(KINDS["clustr"], 0.01)
+    state = state_of(wrapped)
+    assert wrapped.head(state) is state.inner.head
+    assert KINDS["qtrades"].validation_attack() == jc.attacks.PGD(BALL, steps=10)
+    assert KINDS["clustr"].validation_attack() is None
+
+
+def test_over_images_splits_over_devices():
+    images = np.random.default_rng(0).integers(0, 256, (700, *SHAPE), np.uint8)
+    network = Embedding()
+    whole = embed(images / 255)
+    for devices in (jax.devices()[:1], jax.devices()):
+        placed = jax.device_put(images, jc.parallel.replicated(jc.parallel.mesh(devices)))
+        placed_network = jax.device_put(network, jc.parallel.replicated(jc.parallel.mesh(devices)))
+        found = over_images(_features, placed_network, placed)
+        np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-4)
+        assert len(found.sharding.device_set) == len(devices)
+
+
+def _features(model, images):
+    return model.features(jc.data.to_float(images))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"clusters_per_class": 0}, "`clusters_per_class` must be at least 1"),
+        ({"clusters_per_class": 25}, "`clusters_per_class` .* got 25 for 24 images of class 0"),
+        ({"clusters_per_batch": 1}, "`clusters_per_batch` must be at least 2"),
+        ({"clusters_per_batch": 8}, r"`clusters_per_batch` must be in \[2, 7\], .* got 8"),
+        ({"clusters_per_batch": 5}, "`batch_size` must be a multiple .* 5, got 24"),
+        ({"nearest": 9}, r"`nearest` must be in \[1, 8\], .* got 9"),
+        ({"nearest": 0}, "`nearest` must be at least 1"),
+        ({"alpha": -1.0}, "`alpha` must be"),
+        ({"cross_entropy": -1.0}, "`cross_entropy` must be"),
+        ({"num_init": 0}, "`num_init` must be at least 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        state_of(ClusTR(**(SETTINGS | change)))
+
+
+@pytest.mark.parametrize(
+    "kind, change, message",
+    [
+        (QTRADES, {"threat": 0.1}, "`threat` must be one as Linf"),
+        (QTRADES, {"weight": -1.0}, "`weight` must be"),
+        (QTRADES, {"step_size": 0.0}, "`step_size` must be"),
+        (ClusTRTRADES, {"steps": 0}, "`steps` must be at least 1"),
+        (FreeClusTR, {"threat": jc.L2(1.0)}, "`threat` must be one as Linf"),
+        (FreeClusTR, {"replays": 0}, "`replays` must be at least 1"),
+    ],
+)
+def test_bad_adversaries_are_refused(kind, change, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises((TypeError, ValueError), match=message):
+        kind(**change)
+
+
+def test_networks_that_cannot_be_embedded_are_refused():
+    with pytest.raises(ValueError, match="`model` must give finite embeddings"):
+        nan = Embedding(np.full_like(WEIGHT, np.nan))
+        KINDS["clustr"].init(KEY, nan, jnp.asarray(IMAGES), jnp.asarray(LABELS), B)
+    with pytest.raises(TypeError, match="`model` must have `features`"):
+        linear = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+        KINDS["clustr"].init(KEY, linear, jnp.asarray(IMAGES), jnp.asarray(LABELS), B)
+    with pytest.raises(ValueError, match="most embeddings coincide"):
+        same = Embedding(np.zeros_like(WEIGHT))
+        objective = dataclasses.replace(KINDS["clustr"], clusters_per_batch=6)
+        objective.init(KEY, same, jnp.asarray(IMAGES), jnp.asarray(LABELS), B)
+
+
+DIGITS = jc.data.load("digits", "train").take(400)
+HELD_OUT = jc.data.load("digits", "test").take(100)
+
+
+def train(objective, directory=None, devices=ONE, **changes):
+    model = jc.models.create("cnn", 10, (8, 8, 1), KEY, widths=(8,), hidden=16)
+    config = TrainingConfig(
+        epochs=3, batch_size=96, optimizer="adamw", learning_rate=3e-3, weight_decay=0.0
+    )
+    return fit(
+        KEY, model, DIGITS, objective, dataclasses.replace(config, **changes), validation=HELD_OUT,
+        directory=directory, devices=devices, progress=False,
+    )  # fmt: skip
+
+
+def test_training_separates_the_classes_and_is_loaded_again(tmp_path):
+    run = train(ClusTR(nearest=10), tmp_path, epochs=6)
+    losses = [line["full_magnet_loss"] for line in run.history if "loss" in line]
+    assert losses[-1] < losses[0]
+    accuracy = jc.evaluation.correct(run.model, HELD_OUT).mean()
+    assert accuracy > 0.8
+    best = max(line.get("validation_accuracy", 0) for line in run.history)
+    assert accuracy == pytest.approx(best)
+    loaded, x = jc.load(tmp_path), jc.data.to_float(HELD_OUT.images)
+    np.testing.assert_array_equal(loaded(x), run.model(x))
+    network, head = jc.models.parts(loaded)
+    assert head.nearest == 10 and head.centre_classes == tuple(np.repeat(np.arange(10), 2))
+    jc.export(loaded, tmp_path / "model.safetensors")
+    again = jc.load(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(again(x), run.model(x))
+    assert jc.models.parts(again)[1].nearest == 10
+
+
+@pytest.mark.parametrize("name", ["qtrades", "free"])
+def test_training_goes_on_where_it_was_broken_off(tmp_path, name):
+    objective = dataclasses.replace(KINDS[name], clusters_per_batch=12)
+    whole = train(objective, tmp_path / "whole", epochs=2)
+    calls = []
+
+    def refresh(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return ClusTR_refresh(self, *arguments)
+
+    ClusTR_refresh = ClusTR.refresh
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ClusTR, "refresh", refresh)
+        train(objective, tmp_path / "broken", epochs=2)
+    again = train(objective, tmp_path / "broken", epochs=2)
+    for mine, theirs in zip(*map(jax.tree.leaves, (again.model, whole.model)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_all_devices_do_as_one(tmp_path):
+    runs = [train(KINDS["clustr"], devices=devices, epochs=1) for devices in (ONE, jax.devices())]
+    ours, theirs = (np.asarray(run.model(jc.data.to_float(HELD_OUT.images))) for run in runs)
+    np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.02 * np.abs(ours).max())
+
+
+def test_the_published_variant_trains():
+    run = train(dataclasses.replace(KINDS["qtrades"], as_published=True), epochs=1)
+    assert np.isfinite(run.history[0]["loss"])
+
+
+def test_another_head_is_not_exported(tmp_path):
+    network = jc.models.create("cnn", 3, (8, 8, 1), KEY)
+    odd = jc.Chain(jc.models.features(network), jax.tree_util.Partial(jnp.sin))
+    with pytest.raises(ValueError, match="`model` must have a head of ClusterClassifier"):
+        jc.export(odd, tmp_path / "m.safetensors")
+    with pytest.raises(TypeError, match=re.escape("jc.Chain(jc.models.features(network), head)")):
+        jc.models.parts(jc.Chain(network))
