@@ -154,7 +154,8 @@ def _fit(key, points, mask, max_iter, num_clusters, num_init):
     sets = (keys, points.reshape(number, *points.shape[-2:]), mask.reshape(number, -1))
 
     def one(data):
-        return _one(*data, max_iter, num_clusters, num_init)
+        key, points, mask = data
+        return _one(key, points, mask, max_iter, num_clusters, num_init)
 
     # Side by side they would all take as many iterations as the slowest, which a CPU pays for.
     found = lax.platform_dependent(
