@@ -31,7 +31,8 @@ class Train:
     """A name (`jaxclus data list`), a directory of image folders, or an .npz file."""
     model: str = "cnn"
     """Architecture: cnn, resnet8, resnet20, resnet18, resnet34, resnet50, preact_resnet18,
-    wide_resnet_DEPTH_WIDTH, vgg11, vgg13, vgg16, vgg19, densenet121, alexnet."""
+    wide_resnet_DEPTH_WIDTH, vgg11, vgg13, vgg16, vgg19, densenet121, alexnet,
+    lipschitz_resnet8, lipschitz_resnet18."""
     method: Literal["standard", "pgd", "trades", "mart", "fast", "free"] = "standard"
     """Plain training, or against an adversary: on PGD's images, TRADES, MART, one step from a
     random start (fast), gradients reused four times over (free: give a quarter of the epochs)."""

@@ -19,7 +19,9 @@ from jaxclus.models._layers import (
     MaxPool,
     Normalize,
 )
+from jaxclus.models._lipschitz_resnet import LipschitzResNet
 from jaxclus.models._preact_resnet import PreActResNet
+from jaxclus.models._rescaled import GroupSort, RescaledConv, RescaledLinear, SpaceToDepth
 from jaxclus.models._resnet import ResNet
 from jaxclus.models._surgery import (
     features,
@@ -41,13 +43,18 @@ __all__ = [
     "DenseNet",
     "Flatten",
     "GlobalAvgPool",
+    "GroupSort",
     "Identity",
     "Linear",
+    "LipschitzResNet",
     "MaxPool",
     "ModelSpec",
     "Normalize",
     "PreActResNet",
+    "RescaledConv",
+    "RescaledLinear",
     "ResNet",
+    "SpaceToDepth",
     "create",
     "features",
     "from_torch",
