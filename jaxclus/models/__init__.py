@@ -7,6 +7,7 @@ from jaxclus.models._cnn import CNN
 from jaxclus.models._create import ModelSpec, create, names
 from jaxclus.models._densenet import DenseNet
 from jaxclus.models._from_torch import from_torch
+from jaxclus.models._interval import interval_bounds
 from jaxclus.models._layers import (
     Activation,
     AvgPool,
@@ -19,6 +20,7 @@ from jaxclus.models._layers import (
     MaxPool,
     Normalize,
 )
+from jaxclus.models._lipschitz import lipschitz_bound
 from jaxclus.models._lipschitz_resnet import LipschitzResNet
 from jaxclus.models._preact_resnet import PreActResNet
 from jaxclus.models._rescaled import GroupSort, RescaledConv, RescaledLinear, SpaceToDepth
@@ -58,7 +60,9 @@ __all__ = [
     "create",
     "features",
     "from_torch",
+    "interval_bounds",
     "linbp",
+    "lipschitz_bound",
     "names",
     "replace_activation",
     "with_new_head",

@@ -172,10 +172,9 @@ def test_kernels_start_as_near_isometries():
 
 @pytest.fixture(scope="module")
 def trained():
-    """A net after training with a learning rate far too high, and the data it has seen."""
     digits = jc.data.load("digits").take(256)
-    config = TrainingConfig(epochs=4, batch_size=32, learning_rate=0.5)
-    model = small(shape=(8, 8, 1))
+    config = TrainingConfig(epochs=12, batch_size=32, optimizer="adamw", learning_rate=0.01)
+    model = small(shape=(8, 8, 1), hidden=16)
     key = jax.random.key(1)
     return jc.training.fit(key, model, digits, Standard(), config, progress=False).model
 
