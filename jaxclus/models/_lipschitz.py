@@ -132,12 +132,14 @@ def circular_norm(kernel: np.ndarray, sizes: Sequence[int], stride: int) -> floa
 
     Args:
         kernel: float64 [kh, kw, i, o].
-        sizes: rows and columns of the map; rounded up to multiples of the stride.
+        sizes: rows and columns of the map; if need be made larger, to hold the kernel and to be
+            multiples of the stride.
         stride: step of the window, in pixels.
     """
     if kernel.shape[:2] == (1, 1):  # alike at all frequencies
         sizes = (stride, stride)
-    rows, columns = (math.ceil(n / stride) for n in sizes)
+    grid = np.maximum(sizes, kernel.shape[:2])
+    rows, columns = (math.ceil(n / stride) for n in grid)
     # Columns are transformed for some rows at a time, as all together may take gigabytes. A real
     # kernel has the conjugate matrices, of the same singular values, at the opposite frequencies.
     by_row = np.fft.fft(kernel, rows * stride, axis=0)
