@@ -129,7 +129,7 @@ class RescaledConv(Conv):
 
     def rescaled_kernel(self) -> Float[Array, "kh kw i o"]:
         """The float32 kernel that the layer convolves with."""
-        return rescale(self.kernel[...])
+        return rescale(jnp.asarray(self.kernel[...]))
 
     def convolve(self, x: jax.Array, kernel: jax.Array) -> Float[Array, "b h w o"]:
         """The convolution with `kernel`, the rescaled one, plus the bias."""
@@ -154,7 +154,7 @@ class RescaledLinear(Linear):
 
     def rescaled_kernel(self) -> Float[Array, "i o"]:
         """The float32 matrix that the layer multiplies with."""
-        return rescale(self.kernel[...][None, None])[0, 0]
+        return rescale(jnp.asarray(self.kernel[...])[None, None])[0, 0]
 
     def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b o"]:
         """The vectors' images."""

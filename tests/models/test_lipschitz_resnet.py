@@ -218,11 +218,6 @@ def test_it_learns(trained):
     assert (np.argmax(logits, 1) == digits.labels).mean() > 0.9
 
 
-def test_linear_sub_network_is_refused_by_name_of_what_sorts():
-    with pytest.raises(ValueError, match="max, min"):
-        jc.implicit_weight(jc.linearize(small()), SHAPE)
-
-
 @pytest.mark.parametrize(
     "changes, error, message",
     [
