@@ -17,8 +17,6 @@ from jaxclus.models._rescaled import (
     RescaledConv,
     RescaledLinear,
     SpaceToDepth,
-    adjoint,
-    same_convolution,
 )
 
 
@@ -52,7 +50,7 @@ class ConvexPotentialBlock(nnx.Module):
         """The maps, of x's shape."""
         kernel = self.conv.rescaled_kernel()
         hidden = self.activation(self.conv.convolve(x, kernel))
-        return x - 2 * same_convolution(hidden, adjoint(kernel), self.conv.dtype)
+        return x - 2 * self.conv.transpose(hidden, kernel)
 
 
 class Halving(nnx.Module):
@@ -113,8 +111,8 @@ class LipschitzResNet(Classifier):
     ):
         height, breadth, channels = input_shape
         last = width * 2 ** (len(blocks) - 1)
-        hidden = last if hidden is None else hidden
-        for name, size in (("width", width), ("hidden", hidden)):
+        features = last if hidden is None else hidden
+        for name, size in (("width", width), ("hidden", features)):
             _checks.at_least(name, size, 2)
             if size % 2:
                 raise ValueError(f"`{name}` must be even, as GroupSort takes pairs, got {size}")
@@ -129,9 +127,11 @@ class LipschitzResNet(Classifier):
                 self.blocks.append(ConvexPotentialBlock(width * 2**stage, dtype=dtype, rngs=rngs))
         positions = math.prod(math.ceil(n / 2 ** (len(blocks) - 1)) for n in self.image_size)
         self.flatten = Flatten()
-        self.dense = RescaledLinear(positions * last, hidden, dtype=dtype, rngs=rngs)
+        self.dense = RescaledLinear(positions * last, features, dtype=dtype, rngs=rngs)
         self.dense_activation = GroupSort()
-        super().__init__(hidden, num_classes, channels, mean=mean, std=std, dtype=dtype, rngs=rngs)
+        super().__init__(
+            features, num_classes, channels, mean=mean, std=std, dtype=dtype, rngs=rngs
+        )
 
     def body(self, x: jax.Array) -> jax.Array:
         """[b, h, w, c] -> [b, hidden]."""

@@ -7,6 +7,8 @@ arithmetic, that is: with the kernels' float32 rounding the norm may be 1 + 1e-6
 iterated and there is no state, so the bound holds at every step of training.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -134,8 +136,13 @@ class RescaledConv(Conv):
     def convolve(self, x: jax.Array, kernel: jax.Array) -> Float[Array, "b h w o"]:
         """The convolution with `kernel`, the rescaled one, plus the bias."""
         assert self.bias is not None
-        y = same_convolution(x, kernel, self.dtype)
-        return y + self.bias[...].astype(y.dtype)[None, None, None]
+        dtype: Any = self.dtype  # never None, which nnx allows for
+        return same_convolution(x, kernel, dtype) + self.bias[...].astype(dtype)[None, None, None]
+
+    def transpose(self, y: jax.Array, kernel: jax.Array) -> Float[Array, "b h w i"]:
+        """The transposed convolution with `kernel`, the rescaled one, without a bias."""
+        dtype: Any = self.dtype
+        return same_convolution(y, adjoint(kernel), dtype)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
         """The convolved maps."""
