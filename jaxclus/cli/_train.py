@@ -55,7 +55,8 @@ class Train:
     model: str | None = None
     """Architecture, default cnn:
     cnn, resnet8, resnet20, resnet18, resnet34, resnet50, preact_resnet18,
-    wide_resnet_DEPTH_WIDTH, vgg11, vgg13, vgg16, vgg19, densenet121, alexnet."""
+    wide_resnet_DEPTH_WIDTH, vgg11, vgg13, vgg16, vgg19, densenet121, alexnet,
+    lipschitz_resnet8, lipschitz_resnet18."""
     start: Path | None = None
     """A trained network (run, file, or name in `jaxclus zoo`) to go on from, instead of --model;
     the ClusTR methods are published so."""

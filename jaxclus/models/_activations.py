@@ -45,3 +45,29 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
     "linbp": linbp,
 }
+
+# Smallest and largest slope of each activation's values (linbp's values are ReLU's). Those of GELU,
+# Phi(x) + x phi(x), are extreme at -+sqrt(2); those of SiLU at -+2.3994. Rounded outwards.
+SLOPES: dict[str, tuple[float, float]] = {
+    "relu": (0.0, 1.0),
+    "leaky_relu": (0.01, 1.0),
+    "gelu": (-0.12891, 1.12891),
+    "silu": (-0.09984, 1.09984),
+    "softplus": (0.0, 1.0),
+    "tanh": (0.0, 1.0),
+    "linbp": (0.0, 1.0),
+}
+
+
+def slopes(function: Callable[[jax.Array], jax.Array]) -> tuple[float, float]:
+    """The smallest and the largest slope of one of the activations known by name.
+
+    Raises:
+        TypeError: if it is none of them.
+    """
+    for name, known in ACTIVATIONS.items():
+        if function is known:
+            return SLOPES[name]
+    raise TypeError(
+        f"`model` must have activations of {', '.join(sorted(ACTIVATIONS))}, got {function!r}"
+    )

@@ -19,12 +19,20 @@ from jaxclus.models._classifier import Classifier
 from jaxclus.models._cnn import CNN
 from jaxclus.models._densenet import DenseNet
 from jaxclus.models._layers import Conv, Linear, uniform_bound
+from jaxclus.models._lipschitz_resnet import LipschitzResNet
 from jaxclus.models._preact_resnet import PreActResNet
+from jaxclus.models._rescaled import RescaledConv, RescaledLinear
 from jaxclus.models._resnet import ResNet
 from jaxclus.models._vgg import VGG
 
 _Network = (
-    type[CNN] | type[ResNet] | type[PreActResNet] | type[VGG] | type[DenseNet] | type[AlexNet]
+    type[CNN]
+    | type[ResNet]
+    | type[PreActResNet]
+    | type[VGG]
+    | type[DenseNet]
+    | type[AlexNet]
+    | type[LipschitzResNet]
 )
 # The class and the arguments that a name stands for.
 _Family = tuple[_Network, dict[str, Any]]
@@ -42,6 +50,8 @@ _FAMILIES: dict[str, _Family] = {
     "vgg19": (VGG, {"blocks": (2, 2, 4, 4, 4)}),
     "densenet121": (DenseNet, {"blocks": (6, 12, 24, 16)}),
     "alexnet": (AlexNet, {}),
+    "lipschitz_resnet8": (LipschitzResNet, {"blocks": (1, 1, 1), "width": 16}),
+    "lipschitz_resnet18": (LipschitzResNet, {"blocks": (2, 2, 2, 2)}),
 }
 _WIDE_RESNET = re.compile(r"wide_resnet_(\d+)_(\d+)")
 _COMMON = {"self", "num_classes", "input_shape", "mean", "std", "dtype", "rngs"}
@@ -226,10 +236,17 @@ def _initialise(spec: ModelSpec, key: jax.Array) -> Classifier:
     start = 0
     for layer, weight in weights:
         drawn = draws[start : start + weight.size].reshape(weight.shape)
-        gain = layer.gain if weight is layer.kernel else 1.0
-        weight[...] = drawn * (gain * uniform_bound(layer.kernel.shape))
+        weight[...] = _initial(layer, drawn, weight is layer.kernel)
         start += weight.size
     return model
+
+
+def _initial(layer: Conv | Linear, draws: jax.Array, is_kernel: bool) -> jax.Array:
+    """The layer's kernel or bias to start with, from draws in [-1, 1]."""
+    if is_kernel and isinstance(layer, (RescaledConv, RescaledLinear)):
+        return layer.initial_kernel(draws)
+    gain = layer.gain if is_kernel else 1.0
+    return draws * (gain * uniform_bound(layer.kernel.shape))
 
 
 def _check_channels(name: str, values: tuple[float, ...] | None, channels: int) -> None:

@@ -56,9 +56,9 @@ def from_torch(
     Args:
         source: a mapping of names to NumPy arrays or tensors; or a .safetensors file; or another
             file, which torch.load reads with weights_only=True.
-        name: one of `jc.models.names()`, except "cnn". It fixes the number of blocks; classes,
-            channels, ImageNet's stem, BatchNorms of a VGG, a PreActResNet's last one and, but for
-            wide ResNets, the widths are read off the arrays.
+        name: one of `jc.models.names()`, except "cnn" and the Lipschitz ones. It fixes the number
+            of blocks; classes, channels, ImageNet's stem, BatchNorms of a VGG, a PreActResNet's
+            last one and, but for wide ResNets, the widths are read off the arrays.
         mean: one number for each channel on the [0, 1] pixel scale, for networks whose
             normalisation is in their code; buffers called mean and std, or mu and sigma, are used.
         std: one number above 0 for each channel, likewise.

@@ -92,7 +92,8 @@ def naming_of(name: str, present: Collection[str]) -> Naming:
     family, _ = family_of(name)
     if family not in _NAMINGS:
         raise ValueError(
-            f"`name` must be that of a network known in PyTorch, not of a cnn, got {name!r}"
+            f"`name` must be that of a network known in PyTorch, not of a {family.__name__}, "
+            f"got {name!r}"
         )
     first, *others = _NAMINGS[family]
     matching = (n for n in others if any(key.startswith(n.block_name(0, 0)) for key in present))

@@ -318,6 +318,8 @@ FAMILIES = {
     "vgg19": {"width": 4, "blocks": (2,)},
     "densenet121": {"growth": 2, "blocks": (1, 1)},
     "alexnet": {"widths": (4, 4, 4, 4, 4), "hidden": (4,)},
+    "lipschitz_resnet8": {"width": 4},
+    "lipschitz_resnet18": {"width": 4},
 }
 
 

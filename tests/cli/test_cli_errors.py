@@ -22,6 +22,13 @@ def test_help_shows_examples(command, capsys):
     assert f"jaxclus {command}" in capsys.readouterr().out.split("Try:")[1]
 
 
+def test_help_of_training_names_every_network(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert set(jc.models.names()) <= words
+
+
 def test_preparing_jax_leaves_the_backend_to_the_command():
     """What `--deterministic` puts into XLA_FLAGS counts only before the backend starts."""
     code = (

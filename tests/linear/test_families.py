@@ -28,8 +28,23 @@ FAMILIES = {
 logits_of = jax.jit(lambda model, x: model(x))
 
 
-def test_the_table_names_every_family():
-    assert {name.replace("10_1", "DEPTH_WIDTH") for name in FAMILIES} == set(jc.models.names())
+# GroupSort is no activation that becomes the identity: these have no linear sub-network.
+SORTING = {
+    "lipschitz_resnet8": {"width": 2, "blocks": (1, 1)},
+    "lipschitz_resnet18": {"width": 2, "blocks": (1, 1)},
+}
+
+
+def test_the_tables_name_every_family():
+    named = {name.replace("10_1", "DEPTH_WIDTH") for name in FAMILIES}
+    assert named | set(SORTING) == set(jc.models.names())
+
+
+@pytest.mark.parametrize("name", SORTING)
+def test_networks_that_sort_channels_have_no_implicit_weight(name):
+    model = jc.models.create(name, 5, (4, 4, 3), jax.random.key(0), **SORTING[name])
+    with pytest.raises(ValueError, match="max, min"):
+        jc.implicit_weight(jc.linearize(model), (4, 4, 3))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

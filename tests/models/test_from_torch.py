@@ -325,7 +325,7 @@ def test_sub_block1_belongs_to_wide_networks_only(resnet):
         (
             {},
             {"name": "cnn"},
-            "`name` must be that of a network known in PyTorch, not of a cnn, got 'c",
+            "`name` must be that of a network known in PyTorch, not of a CNN, got 'c",
         ),
         ({}, {"mean": (0.5, 0.5, 0.5)}, r"`mean` must be left out or as in the file, \[0.49"),
         ({}, {"mean": (0.5,)}, r"`mean` must be left out or as in the file, \[0.49"),

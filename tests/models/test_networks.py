@@ -27,8 +27,9 @@ FAMILIES = {
     "vgg": ("vgg11", {"width": 4, "blocks": (1, 1, 1, 1)}, 32),
     "densenet": ("densenet121", {"growth": 2, "blocks": (1, 2)}, 7),
     "alexnet": ("alexnet", {"widths": (6, 6, 6, 6, 6), "hidden": (24, 16)}, 16),
+    "lipschitz": ("lipschitz_resnet8", {"width": 4, "blocks": (1, 1), "hidden": 6}, 6),
 }
-WITHOUT_NORM = ("cnn_without_norm", "alexnet")
+WITHOUT_NORM = ("cnn_without_norm", "alexnet", "lipschitz")
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -91,7 +92,9 @@ def test_train_mode_updates_every_statistic_and_only_in_the_view(family, x):
         np.testing.assert_array_equal(now, old)
 
 
-@pytest.mark.parametrize("family", ["cnn", "resnet18_imagenet", "wide_resnet", "densenet"])
+@pytest.mark.parametrize(
+    "family", ["cnn", "resnet18_imagenet", "wide_resnet", "densenet", "lipschitz"]
+)
 def test_bfloat16_keeps_parameters_and_logits_in_float32(family, x):
     model = model_of(family, "bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype("float32")}

@@ -53,6 +53,7 @@ def exported(tmp_path_factory):
         {"batch_norm": False},
         {"name": "resnet8", "shape": (8, 8, 3), "width": 4},
         {"name": "preact_resnet18", "shape": (4, 4, 3), "width": 2},
+        {"name": "lipschitz_resnet8", "shape": (4, 4, 3), "width": 2, "hidden": 6},
     ],
 )
 def test_round_trip_is_exact(arguments, tmp_path):
