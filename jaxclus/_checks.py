@@ -66,7 +66,7 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(known)}; got {value!r}")
 
 
-def _array(name: str, value: Any, allowed: str) -> Any:
+def array(name: str, value: Any, allowed: str) -> Any:
     """The value itself; raises unless it is an array of numbers, of NumPy or JAX."""
     if not isinstance(value, (np.ndarray, np.generic, jax.Array)):
         raise TypeError(f"`{name}` must be an array of {allowed}, got {type(value)}")
@@ -80,7 +80,7 @@ def images(name: str, value: Any) -> jax.Array:
 
     NumPy's float64 becomes float32, as everywhere in JAX, unless x64 is switched on.
     """
-    dtype = jnp.result_type(_array(name, value, "float32 images in [0, 1]"))
+    dtype = jnp.result_type(array(name, value, "float32 images in [0, 1]"))
     if dtype != jnp.float32:
         raise TypeError(
             f"`{name}` must be float32 images in [0, 1] "
@@ -104,7 +104,7 @@ def images(name: str, value: Any) -> jax.Array:
 def integers(name: str, value: Any, length: int, below: int = 2**31) -> jax.Array:
     """The value as an int32 array [length], each entry in [0, below); raises for anything else."""
     allowed = f"in [0, {below - 1}]"
-    dtype = jnp.result_type(_array(name, value, f"integers {allowed}"))
+    dtype = jnp.result_type(array(name, value, f"integers {allowed}"))
     if not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(f"`{name}` must be integers {allowed}, got dtype {dtype}")
     if value.shape != (length,):

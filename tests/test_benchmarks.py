@@ -1,5 +1,6 @@
 """The benchmarks' bookkeeping, with stand-ins for the peers, which tests cannot have."""
 
+import itertools
 import json
 import sys
 import types
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxclus as jc
-from benchmarks import autoattack, regularisers
+from benchmarks import autoattack, kmeans, regularisers
 from benchmarks import autoattack_peers as peers
 
 
@@ -209,3 +210,42 @@ def test_regularisers_differ_in_the_regulariser_alone():
         assert len(set(logits.groups)) == groups and logits.groups == weight.groups
     with pytest.raises(ValueError, match="`rounds` must be at least 1, got 0"):
         regularisers.Benchmark(rounds=0)
+
+
+@pytest.mark.parametrize(("peer", "kept"), [(3.0, True), (1.9, False)])
+def test_kmeans_is_measured_against_the_faster_peer(tmp_path, monkeypatch, capsys, peer, kept):
+    clock = itertools.cycle([9.0, 9.0, 9.0, 1.0, 5.0, peer, 2.0, 4.0, 2.5, 3.0, 6.0, 9.9])
+
+    def timed(call):
+        return next(clock), call()
+
+    monkeypatch.setattr(kmeans, "timed", timed)
+    tiny = kmeans.Benchmark(classes=2, points=60, features=4, rounds=3, output=tmp_path)
+    if peer < 2:
+        clock = itertools.cycle([9.0, 9.0, 9.0] + 3 * [2.0, 4.0, peer])
+        with pytest.raises(SystemExit) as missed:
+            tiny.run()
+        assert missed.value.code == 1
+    else:
+        tiny.run()
+    (path,) = tmp_path.glob("kmeans-*.json")
+    found = json.loads(path.read_text())
+    assert found["kept"] is kept and found["floor"] == 1
+    assert [row["ratio"] for row in found["rows"]] == [1.5 if kept else 0.95] * 2
+    for row, (starts, iterations) in zip(found["rows"], kmeans.SETTINGS, strict=True):
+        assert (row["starts"], row["max_iterations"]) == (starts, iterations)
+        ours, *peers = row["sides"].values()
+        assert list(row["sides"])[0] == "jaxclus" and len(peers) == 2
+        for side in peers:
+            assert side["inertia"] == pytest.approx(ours["inertia"], rel=0.1)
+        assert len(ours["iterations"]) == 2 and max(ours["iterations"]) <= iterations
+    assert ("kept" if kept else "MISSED") in capsys.readouterr().out
+
+
+def test_kmeans_points_overlap():
+    points = kmeans.Benchmark(points=500).data()
+    assert points.shape == (10, 500, 512) and points.dtype == np.float32
+    found = jc.clustering.kmeans(jax.random.key(0), points[:1], 2)
+    assert found.iterations.min() > 3
+    with pytest.raises(ValueError, match="`clusters` must be at least 1, got 0"):
+        kmeans.Benchmark(clusters=0)

@@ -9,6 +9,7 @@ analyse one [k, k] matrix on the host.
 from jaxclus.clustering._correlation import correlation, filter_correlation
 from jaxclus.clustering._feature_distance import PUBLISHED_COUNT, feature_distance
 from jaxclus.clustering._hierarchy import Hierarchy, hierarchy
+from jaxclus.clustering._kmeans import KMeans, kmeans
 from jaxclus.clustering._permutation import PermutationTest, permutation_test
 from jaxclus.clustering._regularisers import within_group_spread, within_minus_between
 from jaxclus.clustering._score import ClusteringScore, clustering_score, group_ids
@@ -16,14 +17,16 @@ from jaxclus.clustering._score import ClusteringScore, clustering_score, group_i
 __all__ = [
     "PUBLISHED_COUNT",
     "ClusteringScore",
-    "PermutationTest",
     "Hierarchy",
+    "KMeans",
+    "PermutationTest",
     "clustering_score",
     "correlation",
     "feature_distance",
     "filter_correlation",
     "group_ids",
     "hierarchy",
+    "kmeans",
     "permutation_test",
     "within_group_spread",
     "within_minus_between",
