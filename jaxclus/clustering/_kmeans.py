@@ -86,12 +86,9 @@ def kmeans(
     choice, the stopping rules and the care of empty clusters are scikit-learn's.
     """
     key = _checks.typed_key("key", key)
-    for name, value in (
-        ("num_clusters", num_clusters),
-        ("max_iter", max_iter),
-        ("num_init", num_init),
-    ):
-        _checks.at_least(name, value, 1)
+    _checks.at_least("num_clusters", num_clusters, 1)
+    _checks.at_least("max_iter", max_iter, 1)
+    _checks.at_least("num_init", num_init, 1)
     points = _checked_points(points)
     mask = _checked_mask(mask, points, num_clusters)
     found = _fit(key, points, mask, num_clusters=num_clusters, max_iter=max_iter, num_init=num_init)
