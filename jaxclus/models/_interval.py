@@ -39,7 +39,7 @@ from jaxclus.models._steps import Sum, steps_of
 # Of a sum of n products in float32, in any order, the error stays below 8 sqrt(n) 2^-24 times the
 # sum of the products' sizes, unless all n errors conspire (probability 2 n exp(-32) for independent
 # ones: Higham and Mary, "A New Approach to Probabilistic Rounding Error Analysis", SIAM J. Sci.
-# Comput. 41, 2019, Theorem 2.4 with lambda = 8).
+# Comput. 41, 2019, with their lambda = 8).
 _ROUNDING = 8 * 2.0**-24
 
 
@@ -68,6 +68,9 @@ def interval_bounds(
     n products (from 1e-6 to 3e-5 of the terms). That allows for independent rounding errors, not
     for an adversary's choice of them, nor for a network run in a lower precision than float32.
 
+    Each layer forgets how its inputs go together, so the bounds of networks that were not trained
+    for it widen fast with depth; those of a `LipschitzResNet` too, as the layers bound the L2 norm.
+
     Compile it for repeated use: `jax.jit(jc.models.interval_bounds)(model, x, eps)`.
 
     Args:
@@ -84,7 +87,7 @@ def interval_bounds(
 
     References:
         Gowal et al.: On the Effectiveness of Interval Bound Propagation for Training Verifiably
-        Robust Models, 2018, arXiv:1810.12715, eq. 6 and 7.
+        Robust Models, 2018, arXiv:1810.12715, section 3.
     """
     steps = steps_of(model)
     x = _checks.images("x", x)

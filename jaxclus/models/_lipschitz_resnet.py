@@ -36,10 +36,10 @@ class ConvexPotentialBlock(nnx.Module):
 
     References:
         Meunier, Delattre, Araujo, Allauzen: A Dynamical System Perspective for Lipschitz Neural
-        Networks, 2022, arXiv:2110.12690, eq. 8, which has |B| from power iteration. With rescaled
+        Networks, 2022, arXiv:2110.12690, which have |B| from power iteration. With rescaled
         kernels it is Araujo, Havens, Delattre, Allauzen, Hu: A Unified Algebraic Perspective on
-        Lipschitz Neural Networks, 2023, arXiv:2303.03169, Theorem 3 with all q_i = 1, whose
-        T^(-1) = T^(-1/2) T^(-1/2) goes half through the ReLU.
+        Lipschitz Neural Networks, 2023, arXiv:2303.03169, their residual layer with all
+        q_i = 1, whose T^(-1) = T^(-1/2) T^(-1/2) goes half through the ReLU.
     """
 
     def __init__(self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):

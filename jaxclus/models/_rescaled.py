@@ -1,10 +1,10 @@
 """Layers that are 1-Lipschitz in the L2 norm for any value of their parameters.
 
 A matrix P has the norm |P D| <= 1 for the diagonal D_i = (sum_j |P^T P|_ij)^(-1/2), as D^-2 - P^T P
-is diagonally dominant: "almost-orthogonal layers", Prach and Lampert (2022), arXiv 2208.03160,
-Theorem 1. The same holds of P^T, that is of D P with D_i = (sum_j |P P^T|_ij)^(-1/2). In exact
-arithmetic, that is: with the kernels' float32 rounding the norm may be 1 + 1e-6. Nothing is
-iterated and there is no state, so the bound holds at every step of training.
+is diagonally dominant: "almost-orthogonal layers", Prach and Lampert (2022), arXiv 2208.03160. The
+same holds of P^T, that is of D P with D_i = (sum_j |P P^T|_ij)^(-1/2). That is in exact arithmetic:
+with the kernels' float32 rounding the norm may be 1 + 1e-6. Nothing is iterated and there is no
+state, so the bound holds at every step of training.
 """
 
 from typing import Any
@@ -43,7 +43,7 @@ def rescale(kernel: Float[Array, "kh kw i o"]) -> Float[Array, "kh kw i o"]:
 
     References:
         Prach, Lampert: Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz Networks,
-        2022, arXiv:2208.03160, Corollary 1; on the output's side, its transpose.
+        2022, arXiv:2208.03160, for convolutions; on the output's side, the transpose's.
     """
     kh, kw, i, o = kernel.shape
     # The result does not depend on the scale, so neither does its derivative.
@@ -177,8 +177,7 @@ class GroupSort(nnx.Module):
     where a ReLU takes a part of them away. With groups of two it is also called MaxMin.
 
     References:
-        Anil, Lucas, Grosse: Sorting Out Lipschitz Function Approximation, 2018, arXiv:1811.05381,
-        section 4.1.
+        Anil, Lucas, Grosse: Sorting Out Lipschitz Function Approximation, 2018, arXiv:1811.05381.
     """
 
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
