@@ -30,7 +30,6 @@ Interrupted, the same command goes on.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +48,7 @@ from experiments.clustering_trials import (
     transfer_plan,
     transferred,
 )
+from experiments.rows import kept
 from jaxclus import runs
 
 # Fingerprint of the CIFAR-10 test set of TFDS 3.0.2 re-encoded as JPEG of quality 75.
@@ -208,17 +208,13 @@ class Experiment:
             goal = plan.objective, plan.source.fingerprint, plan.target.fingerprint
         else:
             goal = objective(trial, setting.eps, setting, train.groups)
-        where = {key: runs.environment()[key] for key in ("versions", "hardware")}
-        made_of = repr((trial, goal, common, train.fingerprint, test.fingerprint, where))
-        path = directory / "row.json"
-        kept = runs.read_json(path) if path.exists() else {}
-        if kept.get("made_of") == made_of:
-            return kept["row"]
-        print(f"{trial.name}, seed {seed}", flush=True)
-        row = compute(trial, setting, seed, train, test, directory)
-        row = json.loads(json.dumps({"trial": trial.name, "seed": seed} | row))
-        runs.write_json(path, {"made_of": made_of, "row": row})
-        return row
+        made_of = (trial, goal, common, train.fingerprint, test.fingerprint)
+
+        def row(directory: Path) -> dict[str, Any]:
+            found = compute(trial, setting, seed, train, test, directory)
+            return {"trial": trial.name, "seed": seed} | found
+
+        return kept(directory, made_of, f"{trial.name}, seed {seed}", row)
 
 
 if __name__ == "__main__":

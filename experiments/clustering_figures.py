@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 import jaxclus as jc
-from experiments.clustering_summary import SCORE, Row, by_eps, value
+from experiments.clustering_summary import SCORE, by_eps
+from experiments.rows import Row, value
 
 
 def figures(result: dict[str, Any]) -> dict[str, Any]:

@@ -6,59 +6,27 @@ from typing import Any
 import numpy as np
 
 import jaxclus as jc
-from experiments.paired import holm, paired, spread, verdict
+from experiments.paired import verdict
+from experiments.rows import Claims, Row, cell, statistics
 
-Row = dict[str, Any]
 SCORE = "without_batch_norm.difference"
 ACCURACIES = ("clean_accuracy", "pgd_accuracy", "autoattack_accuracy")
 
 
-def value(row: Row, path: str) -> Any:
-    """An entry of nested dicts and lists, as "without_batch_norm.difference" or "epochs.0"."""
-    found: Any = row
-    for name in path.split("."):
-        found = found[int(name)] if isinstance(found, list) else found[name]
-    return found
-
-
-class _Claims:
-    """Collects comparisons of trials over seeds."""
+class _Claims(Claims):
+    """Claims about trials, and about the classes that attacks reach."""
 
     def __init__(self, rows: Sequence[Row], groups: jc.data.Groups):
+        super().__init__(rows)
         self.groups = groups
-        self.rows = {(row["trial"], row["seed"]): row for row in rows}
-        self.trials = list(dict.fromkeys(row["trial"] for row in rows))
-        self.seeds = sorted({row["seed"] for row in rows})
-        self.found: list[dict[str, Any]] = []
-
-    def values(self, trial: str, path: str) -> list[Any]:
-        return [value(self.rows[trial, seed], path) for seed in self.seeds]
-
-    def add(
-        self, claim: str, before: tuple[str, str], after: tuple[str, str], kind: str = "exploratory"
-    ) -> None:
-        """That the second (trial, path) is higher than the first.
-
-        Args:
-            claim: in words.
-            before: the first trial and path.
-            after: the second trial and path.
-            kind: "primary", named in advance; "exploratory"; or "check", which is no evidence.
-        """
-        values = before[1] if before[1] == after[1] else f"{before[1]} to {after[1]}"
-        row = {"claim": claim, "from": before[0], "to": after[0], "value": values, "kind": kind}
-        if before[0] in self.trials and after[0] in self.trials:
-            row |= paired(self.values(*before), self.values(*after))
-            row["verdict"] = verdict(row)
-        else:
-            row["verdict"] = "not run"
-        self.found.append(row)
 
     def add_pattern(self, trial: str) -> None:
         """That attacks reach classes of the true class's group: flips of all seeds together."""
         if trial not in self.trials:
             return
-        counts = np.sum(self.values(trial, "pattern.counts"), axis=0).astype(float)
+        counts = np.sum(self.values(trial, "pattern.counts", self.seeds(trial)), axis=0).astype(
+            float
+        )
         ids = jc.clustering.group_ids(self.groups, len(counts))
         test = jc.clustering.permutation_test(counts + counts.T, ids)
         within = counts[ids[:, None] == ids].sum() / counts.sum()
@@ -75,16 +43,6 @@ class _Claims:
                 "verdict": verdict({"p_value": test.p_value}),
             }
         )
-
-    def correct(self) -> None:
-        """Holm's correction of the primary claims, for rises and for falls."""
-        primary = [row for row in self.found if row["kind"] == "primary" and "p_value" in row]
-        for name in ("p_value", "p_reversed"):
-            for row, p in zip(primary, holm([row[name] for row in primary]), strict=True):
-                row[f"{name}_corrected"] = p
-        for row in primary:
-            corrected = {name: row[f"{name}_corrected"] for name in ("p_value", "p_reversed")}
-            row["verdict"] = verdict(corrected)
 
 
 def claims(rows: Sequence[Row], groups: jc.data.Groups) -> list[dict[str, Any]]:
@@ -177,9 +135,9 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _line(name: str, rows: Sequence[Row]) -> str:
-    cells = [name, *(_cell(rows, path, percent=True) for path in ACCURACIES)]
-    cells += [_cell(rows, SCORE), _cell(rows, "without_batch_norm.adjusted_rand")]
-    within, chance = (_cell(rows, f"pattern.{p}", percent=True) for p in ("within", "chance"))
+    cells = [name, *(cell(rows, path, percent=True) for path in ACCURACIES)]
+    cells += [cell(rows, SCORE), cell(rows, "without_batch_norm.adjusted_rand")]
+    within, chance = (cell(rows, f"pattern.{p}", percent=True) for p in ("within", "chance"))
     return f"| {' | '.join(cells)} | {within} ({chance}) |"
 
 
@@ -204,7 +162,7 @@ def _transfer_lines(names: Sequence[str], rows: Sequence[Row], setting: Row) -> 
     for name in names:
         own = [row for row in rows if row["trial"] == name]
         paths = ("source_accuracy", "no_tuning", "no_tuning_pgd", "tuned", "tuned_without_centres")
-        yield f"| {' | '.join([name, *(_cell(own, path, percent=True) for path in paths)])} |"
+        yield f"| {' | '.join([name, *(cell(own, path, percent=True) for path in paths)])} |"
 
 
 def _claim_lines(found: Sequence[dict[str, Any]]) -> Iterable[str]:
@@ -225,32 +183,5 @@ def _claim_lines(found: Sequence[dict[str, Any]]) -> Iterable[str]:
     yield "|---|---|---|---|---|---|---|---|---|"
     for row in found:
         names = [row[name] for name in ("kind", "claim", "from", "to", "value")]
-        yield f"| {' | '.join([*names, *_statistics(row), row['verdict']])} |"
-
-
-def _statistics(row: dict[str, Any]) -> list[str]:
-    """Change, seeds with more, and p of a claim."""
-    if "p_value" not in row:
-        return ["", "", ""]
-    p = f"{row['p_value']:.4f}"
-    if "p_value_corrected" in row:
-        p += f" ({row['p_value_corrected']:.4f})"
-    if "change" not in row:
-        return [f"{row['within']:.1%} within", "", p]
-    score = row["value"].startswith(("with_", "without_", "epochs"))  # else an accuracy
-    scale, decimals, unit = (1, 3, "") if score else (100, 1, " points")
-    mean, deviation, low, high = (scale * x for x in (*row["change"], *row["interval"]))
-    change = f"{mean:+.{decimals}f} ± {deviation:.{decimals}f}{unit}"
-    change += f" ({low:+.{decimals}f} to {high:+.{decimals}f})"
-    return [change, f"{row['seeds_with_more']} of {row['seeds']}", p]
-
-
-def _cell(rows: Sequence[Row], path: str, percent: bool = False) -> str:
-    """Mean and standard deviation over the rows, or nothing where the value was not measured."""
-    if path.split(".")[0] not in rows[0]:
-        return ""
-    values = [value(row, path) for row in rows]
-    if None in values:
-        return "-"
-    mean, deviation = spread([100 * v if percent else v for v in values])
-    return f"{mean:.1f} ± {deviation:.1f}" if percent else f"{mean:.2f} ± {deviation:.2f}"
+        score = row["value"].startswith(("with_", "without_", "epochs"))  # else an accuracy
+        yield f"| {' | '.join([*names, *statistics(row, not score), row['verdict']])} |"

@@ -1,0 +1,153 @@
+"""ClusTR: how much of its robustness is there when the attack does not look at saturated scores?
+
+    python -m experiments.clustr --dataset fashion_mnist
+    python -m experiments.clustr --dataset mnist
+    python -m experiments.clustr --dataset cifar10
+    python -m experiments.clustr --quick
+
+Alfarra et al., "ClusTR: Clustering Training for Robustness", arXiv:2006.07682: embeddings that
+cluster, classified by their nearest clusters, are said to be more robust than adversarial training,
+and most of all with a one-step consistency term (QTRADES). Beside both, networks trained by
+themselves, under PGD, and by TRADES; and ClusTR on a Lipschitz-bounded network, whose distances
+prove something. Three evaluations of each cluster classifier:
+
+- published: PGD (20 or 100 steps of 2/255, 10 restarts) on the scores S, eps 2, 8, 16 and
+  25.5/255; of an image's restarts the one of the largest cross-entropy counts, even if another one
+  fooled the network;
+- scores: the same attack, where any success counts;
+- logits: the same attack on the head's log-domain logits, whose argmax is that of the scores; and
+  AutoAttack on them at the radius of training.
+
+Published minus AutoAttack is what gradient masking and the published selection hide. Ablations, one
+factor at a time around QTRADES: lambda, K, alpha (with fewer seeds), and L of the scores. All
+trials of a seed start from weights of the same key; ClusTR goes on from the standard network, as
+published. p-values as in `experiments.clustering_effect`. CIFAR-10 is the JPEG q75 re-encoding.
+
+Results: experiments/results/clustr-DATASET.json, a table in .md, a figure in .png. On 2 CPU cores
+about 1.5 hours for each data set; the files say how long they took. Interrupted, the same command
+goes on.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import tyro
+
+import jaxclus as jc
+from experiments import clustr_summary
+from experiments.clustering_effect import JPEG_Q75
+from experiments.clustr_trials import Setting, Trial, config, evaluated, objective, trained, trials
+from experiments.rows import kept
+from jaxclus import runs
+
+SMALL = (("width", 8), ("hidden", 64))
+SETTINGS = {
+    "fashion_mnist": Setting("cnn", SMALL, 25.5 / 255, num_images=20_000),
+    "mnist": Setting("cnn", SMALL, 25.5 / 255, num_images=20_000),
+    "cifar10": Setting("resnet8", SMALL, 8 / 255, num_images=10_000, test_images=200),
+    "cifar10 on an accelerator": Setting("resnet18", (), 8 / 255, seeds=3, epochs=15),
+    "digits": Setting(
+        "cnn", SMALL, 25.5 / 255, epochs=20, test_images=300, slow_images=100, batch_size=120
+    ),
+}
+QUICK = ("standard", "qtrades", "standard, Lipschitz", "clustr, Lipschitz")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """How much of ClusTR's robustness is gradient masking."""
+
+    dataset: Literal["fashion_mnist", "mnist", "cifar10", "digits"] = "digits"
+    """Data set."""
+    quick: bool = False
+    """Two seeds, few images, few trials: a smoke test, no result."""
+    output: Path = Path("experiments/results")
+    """Directory for the results."""
+    work: Path = Path("runs/clustr")
+    """Directory for checkpoints and evaluations."""
+
+    def run(self) -> dict[str, Any]:
+        """Trains, evaluates, prints what holds, and writes results, table and figure."""
+        setting = self.setting()
+        train, test = jc.data.load(self.dataset, "train"), jc.data.load(self.dataset, "test")
+        rows = list(self._rows(setting, train, test))
+        result = {
+            "dataset": self.dataset + (" (JPEG q75)" if test.fingerprint == JPEG_Q75 else ""),
+            "fingerprints": {"train": train.fingerprint, "test": test.fingerprint},
+            "setting": dataclasses.asdict(setting),
+            "quick": self.quick,
+            "claims": clustr_summary.claims(rows, setting),
+            "rows": rows,
+            "minutes": {
+                what: round(sum(row[f"{what}_seconds"] for row in rows) / 60, 1)
+                for what in ("training", "evaluation")
+            },
+            **runs.environment(),
+        }
+        name = f"clustr-{self.dataset}{'-quick' if self.quick else ''}"
+        runs.write_json(self.output / f"{name}.json", result)
+        table = clustr_summary.table(result)
+        runs.write_atomic(self.output / f"{name}.md", table.encode())
+        with runs.atomic_file(self.output / f"{name}.png") as file:
+            clustr_summary.figure(result).savefig(file, format="png", bbox_inches="tight")
+        print(table)
+        print(f"written: {self.output / name}.json, .md and .png")
+        return result
+
+    def setting(self) -> Setting:
+        """The data set's setting, on this hardware."""
+        accelerated = self.dataset == "cifar10" and jax.default_backend() != "cpu"
+        setting = SETTINGS[self.dataset + (" on an accelerator" if accelerated else "")]
+        if not self.quick:
+            return setting
+        return dataclasses.replace(
+            setting, model="cnn", lipschitz=(("width", 2), ("hidden", 16)), seeds=2, epochs=2,
+            ablation_seeds=0, num_images=480, test_images=24, slow_images=8, batch_size=120,
+        )  # fmt: skip
+
+    def _rows(
+        self, setting: Setting, train: jc.data.Dataset, test: jc.data.Dataset
+    ) -> Iterator[dict[str, Any]]:
+        """What was found for each seed and trial."""
+        for seed in range(setting.seeds):
+            networks: dict[str, Any] = {}
+            for trial in trials():
+                few = trial.ablation is not None or trial.lipschitz
+                skipped = few and seed >= max(setting.ablation_seeds, 2 * self.quick)
+                if not skipped and (not self.quick or trial.name in QUICK):
+                    yield self._row(trial, setting, seed, train, test, networks)
+
+    def _row(
+        self,
+        trial: Trial,
+        setting: Setting,
+        seed: int,
+        train: jc.data.Dataset,
+        test: jc.data.Dataset,
+        networks: dict[str, Any],
+    ) -> dict[str, Any]:
+        """The row of a trial, computed or kept; its network is remembered for those after it."""
+        name = f"{self.dataset}{'-quick' if self.quick else ''}-{trial.name}-{seed}"
+        directory = self.work / name.replace(", ", "-").replace(" ", "_")
+        common = dataclasses.replace(setting, seeds=0, ablation_seeds=0)
+        goal = objective(trial, setting), config(trial, setting)
+        made_of = (trial, goal, common, train.fingerprint, test.fingerprint)
+
+        def compute(directory: Path) -> dict[str, Any]:
+            start = None if trial.start is None else networks[trial.start]()
+            begin = time.perf_counter()
+            run = trained(trial, setting, seed, train, start, directory)
+            seconds = round(time.perf_counter() - begin, 1)
+            row = {"trial": trial.name, "seed": seed, "training_seconds": seconds}
+            return row | evaluated(trial, setting, seed, test, run.model, directory)
+
+        networks[trial.name] = lambda: jc.models.parts(jc.load(directory))[0]
+        return kept(directory, made_of, f"{trial.name}, seed {seed}", compute)
+
+
+if __name__ == "__main__":
+    tyro.cli(Experiment).run()

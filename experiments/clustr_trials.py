@@ -1,0 +1,265 @@
+"""One network of `experiments.clustr`: trained, attacked in several ways, certified."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxclus as jc
+from jaxclus.training import TrainingConfig, objectives
+
+#: Radii of the published evaluation.
+GRID = tuple(n / 255 for n in (2, 8, 16, 25.5))
+#: Radii of certificates, L2.
+L2_GRID = (0.25, 0.5, 1.0)
+# The published attack: its step, and its restarts.
+STEP, RESTARTS = 2 / 255, 10
+_BATCH = 250
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What the trials of a data set have in common.
+
+    Attributes:
+        model: architecture.
+        lipschitz: arguments of the Lipschitz-bounded one, `lipschitz_resnet8`.
+        eps: Linf radius of training and of AutoAttack, one of the published grid.
+        seeds: number of seeds.
+        ablation_seeds: number of seeds of the ablations.
+        num_images: the first so many train.
+        epochs: of each training.
+        attack_steps: of PGD in adversarial training and TRADES.
+        test_images: the first so many are attacked with PGD.
+        slow_images: the first so many are attacked with PGD of 100 steps, and with AutoAttack.
+        batch_size: of training.
+    """
+
+    model: str
+    lipschitz: tuple[tuple[str, Any], ...]
+    eps: float
+    seeds: int = 6
+    ablation_seeds: int = 3
+    num_images: int | None = None
+    epochs: int = 4
+    attack_steps: int = 7
+    test_images: int = 500
+    slow_images: int = 200
+    batch_size: int = 240
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A network that is trained with each seed.
+
+    Attributes:
+        name: in tables.
+        method: standard, pgd, trades, clustr or qtrades.
+        settings: the objective's, where they are not the published ones.
+        start: the trial whose network it goes on from, or None.
+        lipschitz: whether the network is Lipschitz-bounded.
+        ablation: which factor it varies, or None.
+    """
+
+    name: str
+    method: str
+    settings: tuple[tuple[str, Any], ...] = ()
+    start: str | None = None
+    lipschitz: bool = False
+    ablation: str | None = None
+
+
+def trials() -> list[Trial]:
+    """The networks: one factor at a time around the published ones."""
+
+    def qtrades(name: str, factor: str, **settings: Any) -> Trial:
+        pairs = tuple(settings.items())
+        return Trial(f"qtrades, {name}", "qtrades", pairs, "standard", ablation=factor)
+
+    return [
+        Trial("standard", "standard"),
+        Trial("pgd", "pgd"),
+        Trial("trades", "trades"),
+        Trial("clustr", "clustr", start="standard"),
+        Trial("qtrades", "qtrades", start="standard"),
+        Trial("standard, Lipschitz", "standard", lipschitz=True),
+        Trial("clustr, Lipschitz", "clustr", start="standard, Lipschitz", lipschitz=True),
+        qtrades("lambda 2", "lambda", weight=2.0),
+        qtrades("lambda 32", "lambda", weight=32.0),
+        qtrades("K 1", "K", clusters_per_class=1, clusters_per_batch=10),
+        qtrades("K 4", "K", clusters_per_class=4),
+        qtrades("alpha 1", "alpha", alpha=1.0),
+    ]
+
+
+def objective(trial: Trial, setting: Setting) -> objectives.Objective:
+    """What is minimised."""
+    ball, given = jc.Linf(setting.eps), dict(trial.settings)
+    return {
+        "standard": lambda: objectives.Standard(),
+        "pgd": lambda: objectives.Adversarial(jc.attacks.PGD(ball, steps=setting.attack_steps)),
+        "trades": lambda: objectives.TRADES(ball, steps=setting.attack_steps),
+        "clustr": lambda: jc.clustr.ClusTR(**given),
+        "qtrades": lambda: jc.clustr.QTRADES(threat=ball, **given),
+    }[trial.method]()
+
+
+def config(trial: Trial, setting: Setting) -> TrainingConfig:
+    """How a network is trained.
+
+    ClusTR with Adam, without weight decay, as published, but at a rate of 1e-3 on a cosine instead
+    of 1e-4 for up to 90 epochs: the trainings here are short.
+    """
+    common: dict[str, Any] = {"epochs": setting.epochs, "batch_size": setting.batch_size}
+    if trial.method in ("clustr", "qtrades") or trial.lipschitz:
+        rate = 5e-3 if trial.lipschitz and trial.method == "standard" else 1e-3
+        return TrainingConfig(optimizer="adamw", learning_rate=rate, weight_decay=0.0, **common)
+    return TrainingConfig(learning_rate=0.1, weight_decay=5e-4, schedule="cyclic", **common)
+
+
+def trained(
+    trial: Trial,
+    setting: Setting,
+    seed: int,
+    train: jc.data.Dataset,
+    start: jc.models.Classifier | None,
+    directory: Path,
+) -> jc.training.Run:
+    """The network of a seed; all trials of a seed start from weights of the same key."""
+    init, fit = jax.random.split(jax.random.key(seed))
+    if start is None:
+        name = "lipschitz_resnet8" if trial.lipschitz else setting.model
+        arguments = dict(setting.lipschitz) if trial.lipschitz else {}
+        start = jc.models.create(name, train.num_classes, train.input_shape, init, **arguments)
+    train = train.take(setting.num_images or len(train))
+    goal = objective(trial, setting)
+    return jc.training.fit(fit, start, train, goal, config(trial, setting), directory=directory)
+
+
+def evaluated(
+    trial: Trial, setting: Setting, seed: int, test: jc.data.Dataset, model: Any, directory: Path
+) -> dict[str, Any]:
+    """What a network's accuracies are, by evaluation, and what can be proved."""
+    key, begin = jax.random.fold_in(jax.random.key(seed), 1), time.perf_counter()
+    network, head = jc.models.parts(model)
+    few, fewer = test.take(setting.test_images), test.take(setting.slow_images)
+    grid = GRID if trial.ablation is None else (setting.eps,)
+    row: dict[str, Any] = {
+        "clean_accuracy": float(jc.evaluation.correct(model, test).mean()),
+        "logits": on_grid(key, model, few, grid),
+    }
+    attack = jc.attacks.AutoAttack(jc.Linf(setting.eps))
+    found = jc.evaluation.robustness(key, model, attack, fewer, directory=directory / "autoattack")
+    row["autoattack"] = found.robust_accuracy
+    if head is not None:
+        row |= scores_attacked(key, trial, setting, network, head, few, grid)
+        row["saturated"] = saturated(network, head, few)
+    if trial.lipschitz:
+        row["certificate"] = certified(key, model, fewer, directory)
+    return row | {"evaluation_seconds": round(time.perf_counter() - begin, 1)}
+
+
+def on_grid(
+    key: jax.Array, model: Any, images: jc.data.Dataset, grid: tuple[float, ...]
+) -> dict[str, float]:
+    """Accuracy under PGD-20 with 10 restarts by radius, where any success counts."""
+    attack = jc.attacks.PGD(jc.Linf(grid[0]), steps=20, step_size=STEP, restarts=RESTARTS)
+    curve = jc.evaluation.robustness_curve(key, model, attack, images, grid, progress=False)
+    return {_name(eps): r.robust_accuracy for eps, r in zip(grid, curve, strict=True)}
+
+
+def scores_attacked(
+    key: jax.Array,
+    trial: Trial,
+    setting: Setting,
+    network: jc.models.Classifier,
+    head: jc.clustr.ClusterClassifier,
+    images: jc.data.Dataset,
+    grid: tuple[float, ...],
+) -> dict[str, Any]:
+    """The published evaluation, by radius and steps, and the same attack where any success counts.
+
+    Also with L other than all clusters, for the network with the published settings.
+    """
+    model = jc.Chain(jc.models.features(network), head.as_published)
+    few = images.take(setting.slow_images)
+    row = {
+        "published_20": {_name(eps): published(key, model, images, eps, 20) for eps in grid},
+        "published_100": {_name(setting.eps): published(key, model, few, setting.eps, 100)},
+        "scores": on_grid(key, model, images, grid),
+    }
+    if trial.name == "qtrades":
+        row["nearest"] = {}
+        for nearest in (1, 5, 10):
+            fewer = dataclasses.replace(head, nearest=nearest)
+            model = jc.Chain(jc.models.features(network), fewer.as_published)
+            row["nearest"][str(nearest)] = {
+                "clean_accuracy": float(jc.evaluation.correct(model, images).mean()),
+                "published_20": published(key, model, images, setting.eps, 20),
+            }
+    return row
+
+
+def published(key: jax.Array, model: Any, images: jc.data.Dataset, eps: float, steps: int) -> float:
+    """Accuracy as the published code measures it.
+
+    PGD on the cross-entropy of the scores; of 10 restarts each image keeps the one of the largest
+    cross-entropy, whether or not another one fooled the network, and that one is classified.
+    """
+    attack = jc.attacks.PGD(jc.Linf(eps), steps=steps, step_size=STEP)
+    right = 0
+    for start in range(0, len(images), _BATCH):
+        x = jc.data.to_float(images.images[start : start + _BATCH])
+        y = images.labels[start : start + _BATCH]
+        index = np.arange(start, start + len(y))
+        runs = [
+            attack(jax.random.fold_in(key, number), model, x, y, index=index)
+            for number in range(RESTARTS)
+        ]
+        logits = np.stack([np.asarray(_logits(model, x_adv)) for x_adv in runs])
+        losses = np.stack([np.asarray(jc.losses.cross_entropy(z, y)) for z in logits])
+        kept = logits[losses.argmax(axis=0), np.arange(len(y))]
+        clean = np.asarray(_logits(model, x)).argmax(axis=1) == y
+        right += int((clean & (kept.argmax(axis=1) == y)).sum())
+    return right / len(images)
+
+
+@jc.jit
+def _logits(model: Any, x: jax.Array) -> jax.Array:
+    return model(x)
+
+
+def saturated(network: Any, head: Any, images: jc.data.Dataset) -> float:
+    """Share of images on which the cross-entropy of the scores has no gradient at all."""
+    x, y = jc.data.to_float(images.images), images.labels
+    loss = jc.jit(
+        jax.grad(lambda x: jc.losses.cross_entropy(head.scores(network.features(x)), y).sum())
+    )
+    return float((np.abs(np.asarray(loss(x))).reshape(len(x), -1).max(axis=1) == 0).mean())
+
+
+def certified(
+    key: jax.Array, model: Any, images: jc.data.Dataset, directory: Path
+) -> dict[str, Any]:
+    """Certified and attacked accuracy in L2 balls, and the median certified radius."""
+    row: dict[str, Any] = {"l2": {}}
+    for eps in L2_GRID:
+        ball = jc.L2(eps)
+        proved = jc.evaluation.certify(model, images, threat=ball)
+        attack = jc.attacks.AutoAttack(ball)
+        where = directory / f"autoattack-l2-{eps:g}"
+        broken = jc.evaluation.robustness(key, model, attack, images, directory=where)
+        found = jc.evaluation.bracket(proved, broken)
+        row["l2"][f"{eps:g}"] = {
+            "certified": found.certified_accuracy,
+            "attacked": broken.robust_accuracy,
+        }
+        row |= {"lipschitz": proved.lipschitz, "median_radius": float(np.median(proved.radius))}
+    return row
+
+
+def _name(eps: float) -> str:
+    return f"{255 * eps:g}/255"

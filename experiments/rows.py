@@ -1,0 +1,115 @@
+"""Rows of experiments: computed once and kept, then compared over seeds and put into tables."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.paired import holm, paired, spread, verdict
+from jaxclus import runs
+
+Row = dict[str, Any]
+
+
+def kept(directory: Path, made_of: Any, label: str, compute: Callable[[Path], Row]) -> Row:
+    """The row of the last time, if it was made of the same things; else computed and kept.
+
+    Args:
+        directory: where it is kept, for this row alone.
+        made_of: all that the row depends on; compared by its repr.
+        label: what is printed when it has to be computed.
+        compute: makes the row, in the directory.
+    """
+    where = {key: runs.environment()[key] for key in ("versions", "hardware")}
+    wanted, path = repr((made_of, where)), directory / "row.json"
+    found = runs.read_json(path) if path.exists() else {}
+    if found.get("made_of") == wanted:
+        return found["row"]
+    print(label, flush=True)
+    row = json.loads(json.dumps(compute(directory)))
+    runs.write_json(path, {"made_of": wanted, "row": row})
+    return row
+
+
+def value(row: Row, path: str) -> Any:
+    """An entry of nested dicts and lists, as "without_batch_norm.difference" or "epochs.0"."""
+    found: Any = row
+    for name in path.split("."):
+        found = found[int(name)] if isinstance(found, list) else found[name]
+    return found
+
+
+class Claims:
+    """Collects comparisons of trials over seeds; rows have "trial" and "seed"."""
+
+    def __init__(self, rows: Sequence[Row]):
+        self.rows = {(row["trial"], row["seed"]): row for row in rows}
+        self.trials = list(dict.fromkeys(row["trial"] for row in rows))
+        self.found: list[dict[str, Any]] = []
+
+    def values(self, trial: str, path: str, seeds: Sequence[int]) -> list[Any]:
+        """One value for each seed."""
+        return [value(self.rows[trial, seed], path) for seed in seeds]
+
+    def seeds(self, *trials: str) -> list[int]:
+        """The seeds that all of these trials were run with."""
+        every = sorted({seed for _, seed in self.rows})
+        return [seed for seed in every if all((trial, seed) in self.rows for trial in trials)]
+
+    def add(
+        self, claim: str, before: tuple[str, str], after: tuple[str, str], kind: str = "exploratory"
+    ) -> None:
+        """That the second (trial, path) is higher than the first.
+
+        Args:
+            claim: in words.
+            before: the first trial and path.
+            after: the second trial and path.
+            kind: "primary", named in advance; "exploratory"; or "check", which is no evidence.
+        """
+        values = before[1] if before[1] == after[1] else f"{before[1]} to {after[1]}"
+        row = {"claim": claim, "from": before[0], "to": after[0], "value": values, "kind": kind}
+        if before[0] in self.trials and after[0] in self.trials:
+            seeds = self.seeds(before[0], after[0])
+            row |= paired(self.values(*before, seeds), self.values(*after, seeds))
+            row["verdict"] = verdict(row)
+        else:
+            row["verdict"] = "not run"
+        self.found.append(row)
+
+    def correct(self) -> None:
+        """Holm's correction of the primary claims, for rises and for falls."""
+        primary = [row for row in self.found if row["kind"] == "primary" and "p_value" in row]
+        for name in ("p_value", "p_reversed"):
+            for row, p in zip(primary, holm([row[name] for row in primary]), strict=True):
+                row[f"{name}_corrected"] = p
+        for row in primary:
+            corrected = {name: row[f"{name}_corrected"] for name in ("p_value", "p_reversed")}
+            row["verdict"] = verdict(corrected)
+
+
+def cell(rows: Sequence[Row], path: str, percent: bool = False) -> str:
+    """Mean and standard deviation over the rows, or nothing where the value was not measured."""
+    if path.split(".")[0] not in rows[0]:
+        return ""
+    values = [value(row, path) for row in rows]
+    if None in values:
+        return "-"
+    mean, deviation = spread([100 * v if percent else v for v in values])
+    return f"{mean:.1f} ± {deviation:.1f}" if percent else f"{mean:.2f} ± {deviation:.2f}"
+
+
+def statistics(row: dict[str, Any], percent: bool = True) -> list[str]:
+    """Change (in points or as it is), seeds with more, and p of a claim."""
+    if "p_value" not in row:
+        return ["", "", ""]
+    p = f"{row['p_value']:.4f}"
+    if "p_value_corrected" in row:
+        p += f" ({row['p_value_corrected']:.4f})"
+    if "change" not in row:
+        return [f"{row['within']:.1%} within", "", p]
+    scale, decimals, unit = (100, 1, " points") if percent else (1, 3, "")
+    mean, deviation, low, high = (scale * x for x in (*row["change"], *row["interval"]))
+    change = f"{mean:+.{decimals}f} ± {deviation:.{decimals}f}{unit}"
+    change += f" ({low:+.{decimals}f} to {high:+.{decimals}f})"
+    return [change, f"{row['seeds_with_more']} of {row['seeds']}", p]
