@@ -29,12 +29,10 @@ class Setting:
         lipschitz: arguments of the Lipschitz-bounded one, `lipschitz_resnet8`.
         eps: Linf radius of training and of AutoAttack, one of the published grid.
         seeds: number of seeds.
-        ablation_seeds: number of seeds of the ablations.
         num_images: the first so many train.
         epochs: of each training.
         attack_steps: of PGD in adversarial training and TRADES.
-        test_images: the first so many are attacked with PGD.
-        slow_images: the first so many are attacked with PGD of 100 steps, and with AutoAttack.
+        test_images: the first so many are attacked.
         batch_size: of training.
     """
 
@@ -42,12 +40,10 @@ class Setting:
     lipschitz: tuple[tuple[str, Any], ...]
     eps: float
     seeds: int = 6
-    ablation_seeds: int = 3
     num_images: int | None = None
-    epochs: int = 4
+    epochs: int = 3
     attack_steps: int = 7
-    test_images: int = 500
-    slow_images: int = 200
+    test_images: int = 200
     batch_size: int = 240
 
 
@@ -60,39 +56,44 @@ class Trial:
         method: standard, pgd, trades, clustr or qtrades.
         settings: the objective's, where they are not the published ones.
         start: the trial whose network it goes on from, or None.
+        parts: of the experiment that have it.
         lipschitz: whether the network is Lipschitz-bounded.
-        ablation: which factor it varies, or None.
     """
 
     name: str
     method: str
     settings: tuple[tuple[str, Any], ...] = ()
     start: str | None = None
+    parts: tuple[str, ...] = ("headline",)
     lipschitz: bool = False
-    ablation: str | None = None
 
 
-def trials() -> list[Trial]:
-    """The networks: one factor at a time around the published ones."""
+def trials(part: str) -> list[Trial]:
+    """The networks of a part of the experiment: one factor at a time around the published ones."""
+    both = ("headline", "ablations")
 
-    def qtrades(name: str, factor: str, **settings: Any) -> Trial:
+    def qtrades(name: str, **settings: Any) -> Trial:
         pairs = tuple(settings.items())
-        return Trial(f"qtrades, {name}", "qtrades", pairs, "standard", ablation=factor)
+        return Trial(f"qtrades, {name}", "qtrades", pairs, "standard", ("ablations",))
 
-    return [
-        Trial("standard", "standard"),
+    def lipschitz(name: str, **fields: Any) -> Trial:
+        return Trial(f"{name}, Lipschitz", name, parts=("certificates",), lipschitz=True, **fields)
+
+    every = [
+        Trial("standard", "standard", parts=both),
         Trial("pgd", "pgd"),
         Trial("trades", "trades"),
         Trial("clustr", "clustr", start="standard"),
-        Trial("qtrades", "qtrades", start="standard"),
-        Trial("standard, Lipschitz", "standard", lipschitz=True),
-        Trial("clustr, Lipschitz", "clustr", start="standard, Lipschitz", lipschitz=True),
-        qtrades("lambda 2", "lambda", weight=2.0),
-        qtrades("lambda 32", "lambda", weight=32.0),
-        qtrades("K 1", "K", clusters_per_class=1, clusters_per_batch=10),
-        qtrades("K 4", "K", clusters_per_class=4),
-        qtrades("alpha 1", "alpha", alpha=1.0),
+        Trial("qtrades", "qtrades", start="standard", parts=both),
+        qtrades("lambda 2", weight=2.0),
+        qtrades("lambda 32", weight=32.0),
+        qtrades("K 1", clusters_per_class=1, clusters_per_batch=10),
+        qtrades("K 4", clusters_per_class=4),
+        qtrades("alpha 1", alpha=1.0),
+        lipschitz("standard"),
+        lipschitz("clustr", start="standard, Lipschitz"),
     ]
+    return [trial for trial in every if part in trial.parts]
 
 
 def objective(trial: Trial, setting: Setting) -> objectives.Objective:
@@ -145,20 +146,20 @@ def evaluated(
     """What a network's accuracies are, by evaluation, and what can be proved."""
     key, begin = jax.random.fold_in(jax.random.key(seed), 1), time.perf_counter()
     network, head = jc.models.parts(model)
-    few, fewer = test.take(setting.test_images), test.take(setting.slow_images)
-    grid = GRID if trial.ablation is None else (setting.eps,)
+    few = test.take(setting.test_images)
+    grid = GRID if "headline" in trial.parts else (setting.eps,)
     row: dict[str, Any] = {
         "clean_accuracy": float(jc.evaluation.correct(model, test).mean()),
         "logits": on_grid(key, model, few, grid),
     }
     attack = jc.attacks.AutoAttack(jc.Linf(setting.eps))
-    found = jc.evaluation.robustness(key, model, attack, fewer, directory=directory / "autoattack")
+    found = jc.evaluation.robustness(key, model, attack, few, directory=directory / "autoattack")
     row["autoattack"] = found.robust_accuracy
     if head is not None:
         row |= scores_attacked(key, trial, setting, network, head, few, grid)
         row["saturated"] = saturated(network, head, few)
     if trial.lipschitz:
-        row["certificate"] = certified(key, model, fewer, directory)
+        row["certificate"] = certified(key, model, few, directory)
     return row | {"evaluation_seconds": round(time.perf_counter() - begin, 1)}
 
 
@@ -185,10 +186,9 @@ def scores_attacked(
     Also with L other than all clusters, for the network with the published settings.
     """
     model = jc.Chain(jc.models.features(network), head.as_published)
-    few = images.take(setting.slow_images)
     row = {
         "published_20": {_name(eps): published(key, model, images, eps, 20) for eps in grid},
-        "published_100": {_name(setting.eps): published(key, model, few, setting.eps, 100)},
+        "published_100": {_name(setting.eps): published(key, model, images, setting.eps, 100)},
         "scores": on_grid(key, model, images, grid),
     }
     if trial.name == "qtrades":
