@@ -21,8 +21,9 @@ prove something. Three evaluations of each cluster classifier:
   AutoAttack on them at the radius of training.
 
 Published minus AutoAttack is what gradient masking and the published selection hide. Ablations, one
-factor at a time around QTRADES: lambda, K, alpha; L of the scores with the headline. All trials of a seed start from weights of the same key; ClusTR goes on from the standard network, as
-published. p-values as in `experiments.clustering_effect`. CIFAR-10 is the JPEG q75 re-encoding.
+factor at a time around QTRADES: lambda, K, alpha; L of the scores is in the headline. All trials of
+a seed start from weights of the same key; ClusTR goes on from the standard network, as published.
+p-values as in `experiments.clustering_effect`. CIFAR-10 is the JPEG q75 re-encoding.
 
 Results: experiments/results/clustr-DATASET.json (-ablations, -certificates), a table in .md, for
 the headline a figure in .png; the files say how long they took. Interrupted, the same command goes
@@ -82,7 +83,7 @@ class Experiment:
             "part": self.part,
             "setting": dataclasses.asdict(setting),
             "quick": self.quick,
-            "claims": clustr_summary.claims(rows, setting),
+            "claims": clustr_summary.claims(rows, setting, self.part),
             "rows": rows,
             "minutes": {
                 what: round(sum(row[f"{what}_seconds"] for row in rows) / 60, 1)
