@@ -16,13 +16,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# Measures against PyTorch, k-means against scikit-learn, and the regularisers against training without; see the head of each file. Results go to benchmarks/results/.
+# Measures against PyTorch, k-means against scikit-learn, the regularisers and ClusTR against training without; see the head of each file. Results go to benchmarks/results/.
 # AutoAttack's peers are to be installed or named: make bench AUTOATTACK="--networks DIR --reference PATH"
 AUTOATTACK ?= --resnet18 --num-images 256 --steps 5
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.pgd
 	$(BIN)/python -m benchmarks.linearize
 	$(BIN)/python -m benchmarks.regularisers
+	$(BIN)/python -m benchmarks.clustr
 	$(BIN)/python -m benchmarks.kmeans
 	$(BIN)/python -m benchmarks.autoattack $(AUTOATTACK)
 

@@ -12,21 +12,19 @@ compiles. A step with the weight regulariser may take at most 1.30 times as long
 """
 
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import tyro
 
 import jaxclus as jc
-from jaxclus import parallel, runs
-from jaxclus.training import TrainingConfig, _step, objectives
+from benchmarks.steps import timed, training_step
+from jaxclus import runs
+from jaxclus.training import objectives
 
-STEPS, EPS, SHAPE = 10, 8 / 255, (32, 32, 3)
+STEPS, EPS = 10, 8 / 255
 # Classes whose groups are used, and how many there are.
 DATASETS = {"cifar10": 10, "cifar100": 100}
 #: The most that a step with the weight regulariser may take, in steps without.
@@ -83,28 +81,7 @@ class Benchmark:
         """The sides for the classes and groups of a data set."""
         goals = self.compared(dataset)
         sides = {name: self._side(objective, dataset) for name, objective in goals.items()}
-        compiling = {name: seconds(side) for name, side in sides.items()}
-        times = {name: [] for name in sides}
-        for _ in range(self.rounds):
-            for name, side in sides.items():
-                times[name].append(seconds(side))
-        median = {name: statistics.median(found) for name, found in times.items()}
-        rows = {
-            name: {
-                "seconds": round(median[name], 4),
-                "all_seconds": [round(t, 4) for t in times[name]],
-                "first_call_seconds": round(compiling[name], 2),
-                "ratio": round(median[name] / median["plain"], 3),
-            }
-            for name in sides
-        }
-        for name, row in rows.items():
-            print(
-                f"{dataset:8s} {name:6s} {row['seconds']:8.4f} s ({min(times[name]):.4f} to "
-                f"{max(times[name]):.4f})  {row['ratio']:6.3f} times plain  "
-                f"({row['first_call_seconds']:.1f} s for the first call)"
-            )
-        return rows
+        return timed(sides, self.rounds, dataset)
 
     def compared(self, dataset: str) -> dict[str, objectives.Objective]:
         """What the sides minimise."""
@@ -118,38 +95,10 @@ class Benchmark:
 
     def _side(self, objective: objectives.Objective, dataset: str) -> Callable[[], None]:
         """A training step on the state that the last one left."""
-        k = DATASETS[dataset]
-        model = jc.models.create(self.model, k, SHAPE, jax.random.key(self.seed))
-        program = _step.Program.of(
-            model,
-            objective=objective,
-            config=TrainingConfig(batch_size=self.batch_size, learning_rate=1e-3),
-            augmentation=jc.data.default_augmentation("cifar10"),
-            steps_per_epoch=1,
-            mesh=parallel.mesh(jax.devices()[:1]),
-        )
-        rng = np.random.default_rng(self.seed)
-        images = rng.integers(0, 256, (self.batch_size, *SHAPE), np.uint8)
-        labels = rng.integers(0, k, self.batch_size, np.int32)
-        order = np.arange(self.batch_size, dtype=np.int32)
-        key, placement = jax.random.key(self.seed), parallel.replicated(program.mesh)
-        batch = jax.device_put((key, order, images, labels), placement)
-        own = objective.init(key, model, *batch[2:], self.batch_size)
-        state = _step.initial_state(program, _step.weights_of(model), own, validated=False)
-
-        def step() -> None:
-            nonlocal state
-            state, _ = _step.train_step(state, *batch, program=program)
-            jax.block_until_ready(state)
-
-        return step
-
-
-def seconds(call: Callable[[], None]) -> float:
-    """How long a call takes."""
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
+        return training_step(
+            objective, model=self.model, classes=DATASETS[dataset], batch_size=self.batch_size,
+            num_images=self.batch_size, seed=self.seed,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxclus as jc
-from benchmarks import autoattack, kmeans, regularisers
+from benchmarks import autoattack, clustr, kmeans, regularisers, steps
 from benchmarks import autoattack_peers as peers
 
 
@@ -162,7 +162,7 @@ def test_regularisers_are_timed_by_the_median_round(tmp_path, monkeypatch, capsy
         taken.append(call)
         return next(clock)
 
-    monkeypatch.setattr(regularisers, "seconds", seconds)
+    monkeypatch.setattr(steps, "seconds", seconds)
     # A side of its own for each objective and data set; what they do is the next test's.
     monkeypatch.setattr(
         regularisers.Benchmark, "_side", lambda self, objective, dataset: lambda: None
@@ -186,14 +186,14 @@ def test_regularisers_are_timed_by_the_median_round(tmp_path, monkeypatch, capsy
 
 
 def test_a_timed_side_is_a_training_step(monkeypatch):
-    train_step, taken = regularisers._step.train_step, []
+    train_step, taken = steps._step.train_step, []
 
     def spied(state, *batch, program):
         state, metrics = train_step(state, *batch, program=program)
         taken.append((int(state.step), program.objective))
         return state, metrics
 
-    monkeypatch.setattr(regularisers._step, "train_step", spied)
+    monkeypatch.setattr(steps._step, "train_step", spied)
     tiny = regularisers.Benchmark(model="cnn", batch_size=4, attack_steps=1)
     objective = tiny.compared("cifar10")["weight"]
     side = tiny._side(objective, "cifar10")
@@ -249,3 +249,23 @@ def test_kmeans_points_overlap():
     assert found.iterations.min() > 3
     with pytest.raises(ValueError, match="`clusters` must be at least 1, got 0"):
         kmeans.Benchmark(clusters=0)
+
+
+@pytest.mark.parametrize(("median", "kept"), [(2.2, True), (2.4, False)])
+def test_clustr_is_timed_against_a_plain_step(tmp_path, monkeypatch, median, kept):
+    clock = iter([9.0, 9.0, 9.0, 2.0, median, 5.0])
+    monkeypatch.setattr(steps, "seconds", lambda call: call() or next(clock))
+    tiny = clustr.Benchmark(model="cnn", batch_size=24, num_images=96, rounds=1, output=tmp_path)
+    if kept:
+        tiny.run()
+    else:
+        with pytest.raises(SystemExit) as missed:
+            tiny.run()
+        assert missed.value.code == 1
+    (path,) = tmp_path.glob("clustr-*.json")
+    found = json.loads(path.read_text())
+    assert found["kept"] is kept and found["limit"] == 1.15
+    ratios = [row["ratio"] for row in found["rows"].values()]
+    assert ratios == [1.0, median / 2, 2.5] and list(found["rows"])[1] == "clustr"
+    with pytest.raises(ValueError, match="`num_images` must be at least 1, got 0"):
+        clustr.Benchmark(num_images=0)

@@ -16,6 +16,7 @@ from experiments import (
     clustering_figures,
     clustering_summary,
     clustering_trials,
+    clustr,
     paired,
     robustness_table,
     zoo,
@@ -58,6 +59,42 @@ def test_clustering_effect_quick(tmp_path, capsys):
     # Again: everything is found, nothing trained.
     capsys.readouterr()
     assert experiment.run()["rows"] == result["rows"]
+    assert "seed 0" not in capsys.readouterr().out.split("#")[0]
+
+
+@pytest.mark.parametrize("part", ["headline", "ablations", "certificates"])
+def test_clustr_quick(tmp_path, capsys, part):
+    words = ["--quick", "--part", part, "--output", str(tmp_path), "--work", str(tmp_path / "work")]
+    result = tyro.cli(clustr.Experiment, args=words).run()
+    name = "clustr-digits" + ("" if part == "headline" else f"-{part}") + "-quick"
+    written = json.loads((tmp_path / f"{name}.json").read_text())
+    assert written["quick"] and written["part"] == part
+    assert written["claims"] == json.loads(json.dumps(result["claims"]))
+    rows = {row["trial"]: row for row in written["rows"] if row["seed"] == 0}
+    table = (tmp_path / f"{name}.md").read_text()
+    if part == "certificates":
+        assert list(rows) == ["standard, Lipschitz", "clustr, Lipschitz"]
+        for row in rows.values():
+            assert 0 < row["certificate"]["lipschitz"] <= 1.0001
+            for found in row["certificate"]["l2"].values():
+                assert 0 <= found["certified"] <= found["attacked"] <= 1
+        assert "certified <= true <= AutoAttack" in table
+        return
+    row = rows["qtrades"]
+    assert set(row["published_20"]) == set(row["scores"]) == set(row["logits"])
+    assert list(row["published_20"]) == ["2/255", "8/255", "16/255", "25.5/255"]
+    # The published selection can only hide successes of the same attack, not make any.
+    assert 0 <= row["scores"]["25.5/255"] <= row["clean_accuracy"] + 0.5
+    assert "| qtrades | " in table
+    if part == "ablations":
+        assert list(rows) == ["standard", "qtrades", "qtrades, K 1"]
+        assert {claim["to"] for claim in written["claims"]} == {"qtrades, K 1"}
+        return
+    assert list(rows) == ["standard", "qtrades"] and "| L | clean % |" in table
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert {row["kind"] for row in written["claims"]} == {"primary", "exploratory"}
+    capsys.readouterr()
+    assert tyro.cli(clustr.Experiment, args=words).run()["rows"] == result["rows"]
     assert "seed 0" not in capsys.readouterr().out.split("#")[0]
 
 

@@ -9,7 +9,7 @@ import pytest
 from error_line import error_line
 
 import jaxclus as jc
-from jaxclus import cli
+from jaxclus import cli, clustr
 from jaxclus.attacks import PGD
 from jaxclus.cli._train import Train
 from jaxclus.training import objectives
@@ -75,6 +75,48 @@ def test_train_knows_every_objective(settings, wanted, name):
     command = Train("digits", eps=0.1 if "method" in settings else None, **settings)
     assert command.objective(DIGITS) == wanted
     assert command.directory(7) == Path("runs") / f"digits-cnn-{name}-seed7"
+
+
+@pytest.mark.parametrize(
+    "settings, wanted",
+    [
+        ({"method": "clustr"}, clustr.ClusTR()),
+        (
+            {"method": "clustr", "clusters_per_class": 3, "clusters_per_batch": 8, "alpha": 1.0},
+            clustr.ClusTR(clusters_per_class=3, clusters_per_batch=8, alpha=1.0),
+        ),
+        (
+            {"method": "clustr_qtrades", "eps": 0.1, "tradeoff": 2.0, "step_size": 0.05},
+            clustr.QTRADES(threat=BALL, weight=2.0, step_size=0.05),
+        ),
+        (
+            {"method": "clustr_qtrades", "eps": 0.1, "nearest": 5},
+            clustr.QTRADES(threat=BALL, nearest=5),
+        ),
+        (
+            {"method": "clustr_trades", "eps": 0.1, "attack_steps": 3},
+            clustr.ClusTRTRADES(threat=BALL, steps=3),
+        ),
+        ({"method": "clustr_free", "eps": 0.1}, clustr.FreeClusTR(threat=BALL)),
+    ],
+)
+def test_train_knows_clustr(settings, wanted):
+    command = Train("digits", **settings)
+    assert command.objective(DIGITS) == wanted
+    assert command.directory(7) == Path("runs") / f"digits-cnn-{settings['method']}-seed7"
+
+
+def test_clustr_goes_on_from_a_network(teacher, tmp_path, capsys):
+    words = ["--method", "clustr", "--start", str(teacher), "--clusters-per-batch", "8"]
+    run, config = trained(words, tmp_path / "runs")
+    assert run.name == "digits-cnn-clustr-seed0" and config["name"] == "clustr"
+    assert json.loads((run / "config.json").read_text())["start"] == str(teacher)
+    network, head = jc.models.parts(jc.load(run))
+    assert network.spec.arguments == (("hidden", 8), ("widths", (4,)))
+    assert head.centre_classes == tuple(np.repeat(np.arange(10), 2))
+    words = ["train", "digits", *words, "--model", "resnet8", *TINY]
+    assert cli.main([*words, "--output", str(tmp_path)]) == 1
+    assert "`model` must not be given beside `start`, got resnet8" in error_line(capsys)
 
 
 def trained(words, output):
