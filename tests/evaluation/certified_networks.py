@@ -1,5 +1,7 @@
 """Small networks whose certificates are known, or worth having."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +38,7 @@ def least_squares(model, data):
     return model
 
 
+@functools.cache
 def cnn():
     """Without BatchNorm, near the identity: few layers, so that bounds say something."""
     model = jc.models.create(
@@ -46,13 +49,26 @@ def cnn():
     return least_squares(model, jc.data.load("digits", "train"))
 
 
+@functools.cache
+def cnn_clusters():
+    """The same features under clusters."""
+    return under_clusters(cnn())
+
+
+@functools.cache
 def lipschitz_clusters():
-    """A LipschitzResNet under clusters at its classes' means."""
-    net = jc.models.create(
-        "lipschitz_resnet8", 10, SHAPE, jax.random.key(0), width=4, blocks=(1, 1), hidden=64
-    )
+    """A LipschitzResNet under clusters."""
+    key = jax.random.key(0)
+    arguments = {"width": 4, "blocks": (1, 1), "hidden": 64}
+    return under_clusters(jc.models.create("lipschitz_resnet8", 10, SHAPE, key, **arguments))
+
+
+def under_clusters(network):
+    """Two centres for each class: the means of the halves of its training images."""
     train = jc.data.load("digits", "train")
-    h = np.asarray(net.features(jc.data.to_float(train.images)))
-    means = np.stack([h[train.labels == c].mean(axis=0) for c in range(10)])
-    head = jc.clustr.ClusterClassifier(jnp.asarray(means), tuple(range(10)), 0.1)
-    return jc.Chain(jc.models.features(net), head)
+    h = np.asarray(jax.jit(type(network).features)(network, jc.data.to_float(train.images)))
+    halves = [np.array_split(h[train.labels == c], 2) for c in range(10)]
+    centres = np.stack([half.mean(axis=0) for both in halves for half in both])
+    classes = tuple(np.repeat(np.arange(10), 2).tolist())
+    head = jc.clustr.ClusterClassifier(jnp.asarray(centres), classes, 0.1)
+    return jc.Chain(jc.models.features(network), head)

@@ -21,7 +21,7 @@ def data():
 
 
 def attacked_by(attack, model, data):
-    return jc.evaluation.robustness(KEY, model, attack, data, progress=False)
+    return jc.evaluation.robustness(KEY, model, attack, data, microbatch=8, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_the_union_of_certificates_counts(undecided):
     assert 0 < interval.certified_accuracy and 0 < both.undecided and 0 < both.broken
 
 
-@pytest.mark.parametrize("eps", [0.05, 0.2, 0.6])
+@pytest.mark.parametrize("eps", [0.05, 0.4])
 def test_l2_brackets_of_a_lipschitz_resnet_under_clusters(data, eps):
     model, ball = lipschitz_clusters(), jc.L2(eps)
     found = certify(model, data, ball)

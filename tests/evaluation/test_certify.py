@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from certified_networks import SHAPE, affine, cnn, digits, lipschitz_clusters
+from certified_networks import SHAPE, affine, cnn, cnn_clusters, digits, lipschitz_clusters
 
 import jaxclus as jc
 from jaxclus.evaluation import certify
@@ -112,12 +112,12 @@ def test_intervals_are_exact_where_each_feature_is_a_pixel(data, eps):
         (cnn, "lipschitz", 0.004),
         (cnn, "interval", 0.004),
         (lipschitz_clusters, "lipschitz", 0.004),
-        (lipschitz_clusters, "interval", 2e-4),
+        (cnn_clusters, "interval", 0.004),
     ],
 )
 def test_certified_images_hold_at_random_points_and_corners(make, method, eps, data):
     model = make()
-    found = certify(model, data, jc.Linf(eps), method=method)
+    found = certify(model, data, jc.Linf(eps), method=method, microbatch=8)
     assert found.certified.any() and not (found.certified & ~found.clean).any()
     x = jc.data.to_float(data.images[found.certified])
     labels = data.labels[found.certified]
@@ -131,14 +131,14 @@ def test_certified_images_hold_at_random_points_and_corners(make, method, eps, d
     assert all(right(key) for key in jax.random.split(jax.random.key(0), 50))
 
 
-def test_intervals_and_lipschitz_bound_agree_on_who_is_clean(data):
-    model = lipschitz_clusters()
-    first, second = (
-        certify(model, data, jc.Linf(0.002), method=method) for method in ("lipschitz", "interval")
-    )
-    np.testing.assert_array_equal(first.clean, second.clean)
-    assert first.lipschitz <= 1.001 and first.clean_accuracy > 0.5
-    np.testing.assert_array_equal(first.clean, jc.evaluation.correct(model, data))
+@pytest.mark.parametrize("make", [lipschitz_clusters, cnn_clusters])
+def test_clean_verdicts_are_those_of_the_evaluation(make, data):
+    clean = jc.evaluation.correct(make(), data)
+    assert clean.mean() > 0.5
+    for method in ("lipschitz", "interval"):
+        found = certify(make(), data, jc.Linf(0.002), method=method)
+        np.testing.assert_array_equal(found.clean, clean)
+        assert make is cnn_clusters or method == "interval" or found.lipschitz <= 1.001
 
 
 def test_microbatch_and_devices_change_nothing_but_rounding(data):
