@@ -76,7 +76,9 @@ def test_certificates_and_brackets_as_a_user_sees_them(words, tmp_path, capfd, m
     assert "versions" in found
 
 
-def test_no_certify(words, tmp_path, capfd):
+def test_no_certify(words, tmp_path, capfd, monkeypatch):
+    # Any attack will do: AutoAttack's programs take long to compile.
+    monkeypatch.setattr(jc.attacks, "AutoAttack", lambda ball, version: jc.attacks.FGSM(ball))
     words = [*words, "--norm", "l2", "--no-certify", "--output", str(tmp_path)]
     assert cli.main(words) == 0
     assert "certified" not in capfd.readouterr().out
