@@ -17,11 +17,12 @@ from jaxclus.cli._attack import (
     resumable,
     save_examples,
 )
+from jaxclus.cli._certificates import certify
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """AutoAttack, the accuracy over eps, and what speaks against believing them.
+    """AutoAttack, certificates, the accuracy over eps, and what speaks against believing them.
 
     A run that was stopped goes on where it was when the same command is given again.
 
@@ -44,6 +45,8 @@ class Evaluate:
     """Seeds to repeat AutoAttack with, for the spread."""
     masking: bool = True
     """Whether to look for masked gradients and failing attacks."""
+    certify: bool = True
+    """Whether to certify images that no attack can break, where the network's bounds are known."""
     surrogate: Path | None = None
     """Another model of the same images, for the checks by transfer."""
     dataset: str | None = None
@@ -62,7 +65,7 @@ class Evaluate:
     """Directory for the results; default: the run directory."""
 
     def run(self) -> None:
-        """Evaluates, prints a table, and writes attacks/*.json and masking.json."""
+        """Evaluates, prints a table, and writes attacks/*.json, certificates.json, masking.json."""
         directory = artefacts(self.run_path, self.output)
         ball = threat.create(self.norm, self.eps)
         model = zoo.load(self.run_path)
@@ -86,6 +89,9 @@ class Evaluate:
                     f"over {self.seeds} seeds: {spread.mean:.4f} +- {spread.std:.4f}, "
                     f"broken by none: {spread.worst:.4f}"
                 )
+            if self.certify:  # before anything is written: a contradiction ends it all
+                certificates = directory / "certificates.json"
+                certify(certificates, model, images, ball, found, self.microbatch)
             path = (
                 directory / "attacks" / f"{file_name('autoattack', self.norm, self.version)}.json"
             )

@@ -3,7 +3,7 @@
 Alfarra et al., "ClusTR: Clustering Training for Robustness", arXiv:2006.07682.
 """
 
-from jaxclus.clustr._certificate import certified_radius
+from jaxclus.clustr._certificate import certified_margin, certified_radius
 from jaxclus.clustr._classifier import ClusterClassifier
 from jaxclus.clustr._magnet import cluster_variance, full_magnet_loss, magnet_loss
 from jaxclus.clustr._objectives import QTRADES, ClusTR, ClusTRTRADES, FreeClusTR
@@ -16,6 +16,7 @@ __all__ = [
     "ClusterClassifier",
     "Clusters",
     "FreeClusTR",
+    "certified_margin",
     "certified_radius",
     "cluster_variance",
     "full_magnet_loss",

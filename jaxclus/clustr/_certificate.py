@@ -1,4 +1,4 @@
-"""Radii within which no perturbation changes the class that clusters give."""
+"""Radii and boxes within which no perturbation changes the class that clusters give."""
 
 import functools
 from typing import Literal
@@ -82,17 +82,14 @@ def _radius(head: ClusterClassifier, embeddings: jax.Array, *, rule: str) -> jax
     hard = rule == "hard"
     predicted = classes[distances.argmin(axis=1)] if hard else head(embeddings).argmax(axis=1)
     members, present = (jnp.asarray(part)[predicted] for part in head.members)
-    leads, apart = _half_leads(distances, members), gaps[members]
+    leads, apart = _half_leads(distances, members, distances), gaps[members]
     if hard:
         radii = jnp.where(present[..., None], _ratio(leads, apart), 0).max(axis=1)
         return jnp.where(classes[None] == predicted[:, None], jnp.inf, radii).min(axis=1)
 
     def log_lead(t: jax.Array) -> jax.Array:
         """F_c for moves t [b, k] of the embedding."""
-        moved = (leads - t[:, None, classes] * apart) / head.variance
-        return -head.log_sums(
-            -jax.nn.logsumexp(jnp.where(present[..., None], moved, -jnp.inf), axis=1)
-        )
+        return _log_leads(head, leads - t[:, None, classes] * apart, present)
 
     def halve(_: jax.Array, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
@@ -109,11 +106,100 @@ def _radius(head: ClusterClassifier, embeddings: jax.Array, *, rule: str) -> jax
     return jnp.where(rival, low, jnp.inf).min(axis=1)
 
 
-def _half_leads(distances: jax.Array, own: jax.Array) -> jax.Array:
-    """(D_j - D_k) / 2, lowered by its rounding [b, K, m], k the centres `own` [b, K]."""
-    mine = jnp.take_along_axis(distances, own, axis=1)[..., None]
-    others = distances[:, None]
-    return (others - mine - _ROUNDING * (others + mine)) / 2
+def certified_margin(
+    head: ClusterClassifier, embeddings: ArrayLike, low: ArrayLike, high: ArrayLike
+) -> Float[Array, " b"]:
+    """How far the predicted class leads at least, wherever in its box the embedding is.
+
+    With u_j = -|h - mu_j|^2 / (2 sigma^2), u_k - u_l is linear in h, so that its minimum over the
+    box low <= h <= high, of centre m and radius r, is exact:
+
+        L_kl = u_k(m) - u_l(m) - r . |mu_k - mu_l| / sigma^2   (sizes entry by entry).
+
+    Hence, y = argmax_c G_c the class at the embedding itself,
+
+        min_h G_y - G_c >= -logsumexp_{l of c} -logsumexp_{k of y} L_kl,
+
+    and the margin is the least of these among the other classes c: where it is above 0, the class
+    holds in the whole box. It is exact for two clusters, and where the box is a point; else the
+    corners at which the L_kl are reached need not be the same one.
+
+    Differences of squared distances are lowered by 1e-6 of the largest sum that they have in the
+    box, for rounding in float32; the box counts as exact.
+
+    Args:
+        head: the classifier.
+        embeddings: h(x), float32 [b, d], whose class is asked about.
+        low, high: float32 [b, d], low <= high: ends of the boxes, as `jc.models.interval_bounds`
+            gives.
+
+    Returns:
+        Margins [b] of the logits G. A head of one class has the margin infinity.
+
+    Raises:
+        ValueError, TypeError: a shape is another one, values are not finite, or `low` is above
+            `high`.
+
+    Derived here, with the inequality of `certified_radius`.
+    """
+    embeddings = head.checked(embeddings)
+    low, high = head.checked(low, "low"), head.checked(high, "high")
+    if not embeddings.shape == low.shape == high.shape:
+        raise ValueError(
+            f"`low` and `high` must have the embeddings' shape {embeddings.shape}, "
+            f"got {low.shape} and {high.shape}"
+        )
+    if _checks.is_concrete(low, high) and (low > high).any():
+        raise ValueError("`low` must be at most `high`, but is above it in some entries")
+    return _margin(head, embeddings, low, high)
+
+
+@_compile.jit
+def _margin(
+    head: ClusterClassifier, embeddings: jax.Array, low: jax.Array, high: jax.Array
+) -> jax.Array:
+    """The margin in boxes [b]."""
+    predicted = head(embeddings).argmax(axis=1)
+    members, present = (jnp.asarray(part)[predicted] for part in head.members)
+    centre = (low + high) / 2
+    # With what the centre was rounded by.
+    radius = (high - low) / 2 + 2.0**-23 * jnp.maximum(jnp.abs(low), jnp.abs(high))
+    offsets = jnp.abs(centre[:, None] - head.centres[None])
+    distances = jnp.square(offsets).sum(axis=2)
+    furthest = jnp.square(offsets + radius[:, None]).sum(axis=2)
+    own = head.centres[members]
+
+    def spread(rival: jax.Array) -> jax.Array:
+        """r . |mu_k - mu_l| for the centre l [d], and all k of the predicted class [b, K]."""
+        return (radius[:, None] * jnp.abs(own - rival[None, None])).sum(axis=2)
+
+    # One centre after the other: [b, K, m, d] could take gigabytes.
+    spreads = jnp.moveaxis(jax.lax.map(spread, head.centres), 0, 2)
+    leads = _half_leads(distances, members, furthest) - spreads
+    rival = jnp.arange(head.num_classes)[None] != predicted[:, None]
+    return jnp.where(rival, _log_leads(head, leads, present), jnp.inf).min(axis=1)
+
+
+def _half_leads(distances: jax.Array, own: jax.Array, sizes: jax.Array) -> jax.Array:
+    """(D_j - D_k) / 2 [b, K, m], k the centres `own` [b, K], lowered by the rounding at `sizes`.
+
+    Both `distances` and `sizes`, the largest ones of interest, are [b, m].
+    """
+
+    def pairs(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return values[:, None], jnp.take_along_axis(values, own, axis=1)[..., None]
+
+    (others, mine), (other_sizes, own_sizes) = pairs(distances), pairs(sizes)
+    return (others - mine - _ROUNDING * (other_sizes + own_sizes)) / 2
+
+
+def _log_leads(head: ClusterClassifier, leads: jax.Array, present: jax.Array) -> jax.Array:
+    """-logsumexp_{l of c} -logsumexp_k of leads / sigma^2 for each class c, [b, K, m] -> [b, k].
+
+    Of the centres k [b, K] those count that are `present`.
+    """
+    counted = jnp.where(present[..., None], leads / head.variance, -jnp.inf)
+    return -head.log_sums(-jax.nn.logsumexp(counted, axis=1))
 
 
 def _ratio(value: jax.Array, by: jax.Array) -> jax.Array:

@@ -85,13 +85,12 @@ class ClusterClassifier:
         """Squared Euclidean distances [b, m] to the centres."""
         return squared_distances(self.checked(embeddings), self.centres)
 
-    def checked(self, embeddings: ArrayLike) -> Float[Array, "b d"]:
+    def checked(self, embeddings: ArrayLike, name: str = "embeddings") -> Float[Array, "b d"]:
         """The embeddings as an array; raises unless they are finite and of the right size."""
-        found = checked_embeddings("embeddings", embeddings)
+        found = checked_embeddings(name, embeddings)
         if found.shape[1] != self.centres.shape[1]:
             raise ValueError(
-                f"`embeddings` must have the centres' size {self.centres.shape[1]}, "
-                f"got {found.shape}"
+                f"`{name}` must have the centres' size {self.centres.shape[1]}, got {found.shape}"
             )
         return found
 

@@ -1,5 +1,7 @@
-"""Evaluation: accuracy, robust accuracy and the clustering effect over a data set."""
+"""Evaluation: accuracy, robust accuracy, certificates, the clustering effect over a data set."""
 
+from jaxclus.evaluation._bracket import Bracket, bracket
+from jaxclus.evaluation._certify import Certificates, certify
 from jaxclus.evaluation._clustering_effect import (
     ClusteringEffect,
     LinearVariant,
@@ -23,6 +25,8 @@ from jaxclus.evaluation._superclass import SuperclassAccuracy, SuperclassLogits,
 __all__ = [
     "MICROBATCH",
     "SIGNS",
+    "Bracket",
+    "Certificates",
     "ClusteringEffect",
     "LinearVariant",
     "Masking",
@@ -33,6 +37,8 @@ __all__ = [
     "SuccessPattern",
     "SuperclassAccuracy",
     "SuperclassLogits",
+    "bracket",
+    "certify",
     "clustering_effect",
     "correct",
     "describe",

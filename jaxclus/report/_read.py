@@ -93,7 +93,8 @@ class Linear:
 class Run:
     """One run directory; `label` is its name, made unique among the runs of the report.
 
-    `masking` is `masking.json`, what `jaxclus evaluate` found, or None.
+    `masking` is `masking.json`, what `jaxclus evaluate` found, or None; `brackets` are those of its
+    `certificates.json`, empty where there is none.
     """
 
     directory: Path
@@ -103,6 +104,7 @@ class Run:
     evaluations: tuple[Evaluation, ...]
     linear: Linear | None
     masking: Mapping[str, Any] | None
+    brackets: tuple[Mapping[str, Any], ...]
 
     @property
     def dataset(self) -> str:
@@ -168,6 +170,7 @@ def read_runs(paths: Sequence[str | os.PathLike]) -> tuple[Run, ...]:
             ),
             linear=_read_linear(directory),
             masking=_read_masking(directory / "masking.json"),
+            brackets=_read_brackets(directory / "certificates.json"),
         )
         for directory, label, config in zip(directories, labels, configs, strict=True)
     )
@@ -250,6 +253,23 @@ def _read_masking(path: Path) -> Mapping[str, Any] | None:
     for name, kind in (kinds | {"not_run": dict, "loss": dict, "accuracy": dict}).items():
         _field(path, record, name, kind)
     return record
+
+
+def _read_brackets(path: Path) -> tuple[Mapping[str, Any], ...]:
+    if not path.is_file():
+        return ()
+    found = _field(path, _read_json(path), "brackets", list)
+    kinds = {"attack": str, "norm": str, "num_images": int, "eps": (int, float), "methods": list}
+    for record in found:
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"`runs` holds {path}, where 'brackets' must hold objects, got {record!r:.60}"
+            )
+        for name, kind in kinds.items():
+            _field(path, record, name, kind)
+        for name in ("clean_accuracy", "certified_accuracy", "undecided", "broken"):
+            _accuracy(path, record, name)
+    return tuple(found)
 
 
 def _read_evaluation(path: Path) -> Evaluation:

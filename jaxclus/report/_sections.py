@@ -44,11 +44,13 @@ def robustness(context: Context) -> Markup:
             parts.append(element("h3", f"Robust accuracy under {NORMS[norm]}"))
             parts.append(_curve_table(context, norm))
             parts.append(_member_table(context, norm))
+            parts.append(_bracket_table(context, norm))
     return join(
         lead(
             "Share of images still classified correctly when an attack may change them by eps on "
             "the [0, 1] pixel scale; eps = 0 is the clean accuracy. ± and the bands are one "
-            "binomial standard error."
+            "binomial standard error. Certified images are those that no attack can break, "
+            "undecided ones those that are neither certified nor broken."
         ),
         *parts,
         context.all_lacking("attacks"),
@@ -97,6 +99,28 @@ def _member_table(context: Context, norm: str) -> Markup:
                 rows.append((context.chip(run), name, radius, after, seconds))
     head = ("Run", "Ensemble", "eps", "Accuracy after each attack", "Seconds")
     return table(head, rows, numeric=()) if rows else Markup()
+
+
+def _bracket_table(context: Context, norm: str) -> Markup:
+    """What is certified, broken and neither, a row for each attack; nothing without certificates.
+
+    Certified images are what no attack breaks, so that the true robust accuracy is between these
+    and these plus the undecided ones.
+    """
+    rows = []
+    for run in context.runs:
+        for found in (bracket for bracket in run.brackets if bracket["norm"] == norm):
+            methods = ", ".join(
+                f"{each['method']} {percent(each['certified_accuracy'])}"
+                for each in found["methods"]
+            )
+            name = f"{found['attack'].split('(')[0]}, {found['num_images']:,} images"
+            shares = (percent(found[share]) for share in ("undecided", "broken", "clean_accuracy"))
+            certified = join(percent(found["certified_accuracy"]), element("small", methods))
+            radius = _facts.eps_text(found["eps"], norm)
+            rows.append((context.chip(run), name, radius, certified, *shares))
+    head = ("Run", "Attack", "eps", "Certified", "Undecided", "Broken", "Clean")
+    return table(head, rows, numeric=range(3, 7)) if rows else Markup()
 
 
 def _at(evaluation: Evaluation, eps: float) -> Any:

@@ -98,6 +98,23 @@ def test_wrong_evaluations(run, entries, message):
         read_runs([run])
 
 
+@pytest.mark.parametrize(
+    "brackets, message",
+    [
+        (None, "'brackets' is missing or wrong: None"),
+        ([1], "'brackets' must hold objects, got 1"),
+        ([{"attack": "FGSM()", "norm": 2}], "'norm' is missing or wrong: 2"),
+    ],
+)
+def test_wrong_certificates(run, brackets, message):
+    path = run / "certificates.json"
+    change(path, brackets=brackets)
+    with pytest.raises(ValueError, match=f"`runs` holds {path}, where {message}"):
+        read_runs([run])
+    path.unlink()
+    assert read_runs([run])[0].brackets == ()
+
+
 @pytest.mark.parametrize("name", ["linear.npz", "attacks/autoattack-linf.npz"])
 def test_unreadable_arrays(run, name):
     (run / name).write_bytes(b"no archive")

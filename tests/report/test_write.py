@@ -145,6 +145,12 @@ def test_masking_findings_are_shown_with_their_advice(tmp_path, strength, words)
     assert ("incomplete optimisation" in text.text) == (strength == 0.2)
 
 
+def test_certificates_stand_beside_the_attacks(complete):
+    text = Page(complete.read_text()).text
+    row = "AutoAttack, 1,000 images 8/255 (0.03137) 31.0 % lipschitz 11.0 %, interval 29.0 %"
+    assert f"{row} 27.0 % 32.0 % 90.0 %" in " ".join(text.split())
+
+
 def test_settings_are_complete(complete):
     text = Page(complete.read_text()).text
     for words in ("jaxclus train fashion_mnist", "NVIDIA H200", "cosine", "fingerprint"):
