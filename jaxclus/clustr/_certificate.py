@@ -45,8 +45,9 @@ def certified_radius(
     cluster for each class this is the hard rule. It is never less than
     min_c sigma^2 (G_y - G_c) / (Lip max_{k,l} |mu_k - mu_l|), as F_c falls no faster than that.
 
-    Differences of squared distances are lowered by 1e-6 of their sum, for rounding in float32; the
-    embeddings count as exact. Ties and centres that two classes share leave the radius 0.
+    Differences of squared distances are lowered by 1e-6 of their sum and of twice the squared
+    distance from the centres' mean, for rounding in float32, also the head's; the embeddings count
+    as exact. Ties and centres that two classes share leave the radius 0.
 
     Args:
         head: the classifier.
@@ -82,7 +83,8 @@ def _radius(head: ClusterClassifier, embeddings: jax.Array, *, rule: str) -> jax
     hard = rule == "hard"
     predicted = classes[distances.argmin(axis=1)] if hard else head(embeddings).argmax(axis=1)
     members, present = (jnp.asarray(part)[predicted] for part in head.members)
-    leads, apart = _half_leads(distances, members, distances), gaps[members]
+    sizes = distances + _from_origin(head, embeddings)
+    leads, apart = _half_leads(distances, members, sizes), gaps[members]
     if hard:
         radii = jnp.where(present[..., None], _ratio(leads, apart), 0).max(axis=1)
         return jnp.where(classes[None] == predicted[:, None], jnp.inf, radii).min(axis=1)
@@ -124,8 +126,8 @@ def certified_margin(
     holds in the whole box. It is exact for two clusters, and where the box is a point; else the
     corners at which the L_kl are reached need not be the same one.
 
-    Differences of squared distances are lowered by 1e-6 of the largest sum that they have in the
-    box, for rounding in float32; the box counts as exact.
+    Differences of squared distances are lowered as there, by the largest of each in the box; the
+    box counts as exact.
 
     Args:
         head: the classifier.
@@ -175,9 +177,21 @@ def _margin(
 
     # One centre after the other: [b, K, m, d] could take gigabytes.
     spreads = jnp.moveaxis(jax.lax.map(spread, head.centres), 0, 2)
-    leads = _half_leads(distances, members, furthest) - spreads
+    sizes = furthest + _from_origin(head, centre, radius)
+    leads = _half_leads(distances, members, sizes) - spreads
     rival = jnp.arange(head.num_classes)[None] != predicted[:, None]
     return jnp.where(rival, _log_leads(head, leads, present), jnp.inf).min(axis=1)
+
+
+def _from_origin(
+    head: ClusterClassifier, embeddings: jax.Array, radius: jax.Array | float = 0.0
+) -> jax.Array:
+    """The largest squared distance from the centres' mean [b, 1] in boxes of that radius.
+
+    The head multiplies from there, so its own rounding is relative to these.
+    """
+    offsets = jnp.abs(embeddings - head.centres.mean(axis=0, keepdims=True)) + radius
+    return jnp.square(offsets).sum(axis=1, keepdims=True)
 
 
 def _half_leads(distances: jax.Array, own: jax.Array, sizes: jax.Array) -> jax.Array:
