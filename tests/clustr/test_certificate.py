@@ -123,8 +123,9 @@ def test_hard_is_tight_for_an_isometry():
         for j in np.flatnonzero(classes != y[n]):
             step = (centres[j] - centres[own[n]]) @ np.linalg.inv(3 * q)
             step /= np.linalg.norm(step)
-            for size, seen in ((0.999, False), (1.001, True)):
-                moved = ((x[n] + size * radii[n] * step) @ (3 * q))[None].astype(np.float32)
+            # Rounding is allowed for: so little beyond the radius.
+            for size, seen in ((0.999 * radii[n], False), (1.001 * radii[n] + 1e-4, True)):
+                moved = ((x[n] + size * step) @ (3 * q))[None].astype(np.float32)
                 if seen:
                     changed.append(predicted(head, moved, "hard")[0] != y[n])
                 else:
