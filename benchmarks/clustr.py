@@ -7,8 +7,8 @@ Each side is the trainer's own step (batch, augmentation, loss, update) on 50,00
 32x32x3, from the same weights: cross-entropy on shuffled images, and the Magnet loss on clusters
 that the sampler draws on the device (the published code draws them on the host). The sides take
 turns; the median round counts, without the first call, which compiles. A step of ClusTR may take
-at most 1.15 times as long as a plain one. QTRADES, which makes an adversary and sees twice the
-images, is timed for comparison.
+at most 1.15 times as long as a plain one; k-means, once an epoch, is not in it. QTRADES, which
+makes an adversary and sees twice the images, is timed for comparison.
 """
 
 import dataclasses

@@ -40,13 +40,13 @@ def training_step(
         objective=objective,
         config=TrainingConfig(batch_size=batch_size, learning_rate=1e-3),
         augmentation=jc.data.default_augmentation("cifar10"),
-        steps_per_epoch=1,
+        steps_per_epoch=num_images // batch_size,
         mesh=parallel.mesh(jax.devices()[:1]),
     )
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (num_images, *SHAPE), np.uint8)
     labels = rng.integers(0, classes, num_images, np.int32)
-    order = np.arange(num_images, dtype=np.int32)
+    order = rng.permutation(num_images).astype(np.int32)
     key, placement = jax.random.key(seed), parallel.replicated(program.mesh)
     batch = jax.device_put((key, order, images, labels), placement)
     own = objective.init(key, network, *batch[2:], batch_size)

@@ -85,8 +85,8 @@ def trials(part: str) -> list[Trial]:
         Trial("trades", "trades"),
         Trial("clustr", "clustr", start="standard"),
         Trial("qtrades", "qtrades", start="standard", parts=both),
-        qtrades("lambda 2", weight=2.0),
-        qtrades("lambda 32", weight=32.0),
+        qtrades("lambda 2", beta=2.0),
+        qtrades("lambda 32", beta=32.0),
         qtrades("K 1", clusters_per_class=1, clusters_per_batch=10),
         qtrades("K 4", clusters_per_class=4),
         qtrades("alpha 1", alpha=1.0),
@@ -185,7 +185,7 @@ def scores_attacked(
 
     Also with L other than all clusters, for the network with the published settings.
     """
-    model = jc.Chain(jc.models.features(network), head.as_published)
+    model = jc.Chain(jc.models.features(network), head.score_classifier)
     row = {
         "published_20": {_name(eps): published(key, model, images, eps, 20) for eps in grid},
         "published_100": {_name(setting.eps): published(key, model, images, setting.eps, 100)},
@@ -195,7 +195,7 @@ def scores_attacked(
         row["nearest"] = {}
         for nearest in (1, 5, 10):
             fewer = dataclasses.replace(head, nearest=nearest)
-            model = jc.Chain(jc.models.features(network), fewer.as_published)
+            model = jc.Chain(jc.models.features(network), fewer.score_classifier)
             row["nearest"][str(nearest)] = {
                 "clean_accuracy": float(jc.evaluation.correct(model, images).mean()),
                 "published_20": published(key, model, images, setting.eps, 20),
@@ -229,7 +229,8 @@ def published(key: jax.Array, model: Any, images: jc.data.Dataset, eps: float, s
 
 @jc.jit
 def _logits(model: Any, x: jax.Array) -> jax.Array:
-    return model(x)
+    with jax.default_matmul_precision("highest"):
+        return model(x)
 
 
 def saturated(network: Any, head: Any, images: jc.data.Dataset) -> float:

@@ -23,6 +23,13 @@ def mesh(devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(np.array(chosen), ("data",), axis_types=(AxisType.Auto,))
 
 
+def mesh_of(array: jax.Array) -> Mesh | None:
+    """The mesh that an array is placed on, or None where it is on none."""
+    placement = getattr(array, "sharding", None)
+    mesh = placement.mesh if isinstance(placement, NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) else None
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The placement of weights and data sets: a whole copy on every device."""
     return NamedSharding(mesh, P())

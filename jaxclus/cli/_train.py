@@ -47,7 +47,7 @@ class Train:
       jaxclus train fashion_mnist --method pgd --eps 0.1 --cluster logits --beta 0.1
       jaxclus train cifar10 --cluster weight --teacher cifar10-resnet8-pgd --num-groups 2
       jaxclus train fashion_mnist --method clustr --start fashion_mnist-cnn-standard \
-        --batch-size 240 --training.optimizer adamw
+        --batch-size 240 --optimizer adamw --learning-rate 1e-3 --weight-decay 0
     """
 
     dataset: tyro.conf.Positional[str]
@@ -64,7 +64,7 @@ class Train:
     """Plain training, or against an adversary: on PGD's images, TRADES, MART, one step from a
     random start (fast), gradients reused four times over (free: give a quarter of the epochs).
     Or ClusTR, classified by nearest clusters: alone, with QTRADES, with the adversary of TRADES,
-    or with free perturbations."""
+    or with free perturbations; its batch size must be a multiple of --clusters-per-batch."""
     norm: Literal["linf", "l2", "l1"] = "linf"
     """Norm of the adversary's ball."""
     eps: Number | None = None
@@ -167,6 +167,11 @@ class Train:
         for name in ("beta", "teacher", "num_groups"):
             if getattr(self, name) is not None and self.cluster is None:
                 raise ValueError(f"`{name}` is a setting of --cluster logits or weight, got none")
+        if self.cluster == "weight" and self.method.startswith("clustr"):
+            raise ValueError(
+                "`cluster` must not be weight for ClusTR, which does not train the network's own "
+                f"head, got --method {self.method}"
+            )
         if (self.teacher is None) != (self.num_groups is None):
             raise ValueError("`teacher` and `num_groups` must be given together, got one of them")
 
@@ -191,7 +196,7 @@ class Train:
             return clustr.FreeClusTR(threat=threat.Linf(self.eps), **given)
         if self.method.startswith("clustr"):
             kind = {"clustr_qtrades": clustr.QTRADES, "clustr_trades": clustr.ClusTRTRADES}
-            given |= {} if self.tradeoff is None else {"weight": self.tradeoff}
+            given |= {} if self.tradeoff is None else {"beta": self.tradeoff}
             given |= {"steps": steps} if self.method == "clustr_trades" else {}
             return kind[self.method](threat=ball, step_size=self.step_size, **given)
         kind = {"trades": objectives.TRADES, "mart": objectives.MART}
@@ -221,7 +226,12 @@ class Train:
     def _groups(self, train: data.Dataset) -> data.Groups:
         """The groups of the clustering regulariser."""
         if self.teacher is not None and self.num_groups is not None:
-            teacher, _ = models.parts(zoo.load(self.teacher))
+            teacher, head = models.parts(zoo.load(self.teacher))
+            if head is not None:
+                raise ValueError(
+                    "`teacher` must be a network that classifies with its own head, got one with a "
+                    f"{type(head).__name__}: {self.teacher}"
+                )
             fits, found = (train.num_classes, train.input_shape), teacher.spec
             if found is not None and (found.num_classes, found.input_shape) != fits:
                 raise ValueError(

@@ -5,8 +5,10 @@ Alfarra et al., "ClusTR: Clustering Training for Robustness", arXiv:2006.07682.
 
 from jaxclus.clustr._certificate import certified_margin, certified_radius
 from jaxclus.clustr._classifier import ClusterClassifier
+from jaxclus.clustr._clustr import ClusTR
+from jaxclus.clustr._consistent import QTRADES, ClusTRTRADES
+from jaxclus.clustr._free import FreeClusTR
 from jaxclus.clustr._magnet import cluster_variance, full_magnet_loss, magnet_loss
-from jaxclus.clustr._objectives import QTRADES, ClusTR, ClusTRTRADES, FreeClusTR
 from jaxclus.clustr._state import Clusters
 
 __all__ = [

@@ -14,18 +14,19 @@ from jaxclus.clustr._magnet import checked_embeddings, squared_distances
 
 
 @_pytree.register
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ClusterClassifier:
     """Embeddings [b, d] -> logits [b, k] by the distances to the clusters of each class.
 
     With s_j = exp(-|h - mu_j|^2 / (2 sigma^2)), the logits are G_c = log sum_{j of c} s_j over all
     clusters of class c. Their argmax is that of the published scores where those count every
-    cluster, but they do not saturate: far from all centres every score is 0 in float32, and a
-    cross-entropy on scores has no gradient left, while G still says where to go. Attack these.
+    cluster and do not underflow. They do not saturate: far from all centres every score is 0 in
+    float32, and a cross-entropy on scores has no gradient left, while G still says where to go.
+    Attack these.
 
     `scores` are the published ones: S_c sums s_j over those of the `nearest` clusters that are of
-    class c, and `probabilities` are S / sum S. `as_published` is a classifier of scores, to repeat
-    the published evaluation. A pytree, as `jc.Chain(jc.models.features(network), head)` needs.
+    class c, and `probabilities` are S / sum S. `score_classifier` takes scores for logits, to
+    repeat the published evaluation. A pytree, for `jc.Chain(jc.models.features(network), head)`.
 
     Attributes:
         centres: mu, float32 [m, d].
@@ -96,8 +97,22 @@ class ClusterClassifier:
 
     def scores(self, embeddings: ArrayLike) -> Float[Array, "b k"]:
         """The published scores S [b, k], in [0, clusters of a class]."""
+        return self._sums_of_nearest(self.distances(embeddings), 0.0)
+
+    def probabilities(self, embeddings: ArrayLike) -> Float[Array, "b k"]:
+        """S / sum S [b, k], also where S is 0 in float32.
+
+        The published code divides by max(sum S, 1e-12), which leaves zeros far from all centres.
+        """
         distances = self.distances(embeddings)
-        similarity = jnp.exp(-distances / (2 * self.variance))
+        # Both sums relative to the nearest cluster's term, which never underflows.
+        nearest = jax.lax.stop_gradient(distances.min(axis=1, keepdims=True))
+        sums = self._sums_of_nearest(distances, nearest)
+        return sums / sums.sum(axis=1, keepdims=True)
+
+    def _sums_of_nearest(self, distances: jax.Array, origin: jax.Array | float) -> jax.Array:
+        """sum_j exp(-(D_j - origin) / (2 sigma^2)) over each class's clusters that count [b, k]."""
+        similarity = jnp.exp(-(distances - origin) / (2 * self.variance))
         if self.nearest is not None:
             # By rank, so that exactly L count where distances tie.
             rank = jnp.argsort(jnp.argsort(distances, axis=1), axis=1)
@@ -105,14 +120,9 @@ class ClusterClassifier:
         own = jax.nn.one_hot(np.asarray(self.centre_classes), self.num_classes)
         return jnp.matmul(similarity, own, precision="highest")
 
-    def probabilities(self, embeddings: ArrayLike) -> Float[Array, "b k"]:
-        """S / max(sum S, 1e-12) [b, k]."""
-        scores = self.scores(embeddings)
-        return scores / jnp.maximum(scores.sum(axis=1, keepdims=True), 1e-12)
-
     @property
-    def as_published(self) -> Callable[[jax.Array], jax.Array]:
-        """A pytree callable, embeddings [b, d] -> scores [b, k]."""
+    def score_classifier(self) -> Callable[[jax.Array], jax.Array]:
+        """A pytree callable, embeddings [b, d] -> scores [b, k], for published evaluations."""
         return jax.tree_util.Partial(ClusterClassifier.scores, self)
 
 

@@ -60,6 +60,10 @@ def magnet_loss(
     other = class_ids[:, None] != class_ids[None]
     if _checks.is_concrete(same, other) and (same & other).any():
         raise ValueError("`class_ids` must be one for each cluster, but a cluster has two")
+    # The loss has no scale, but the derivative of 1 / sigma^2 overflows at small ones.
+    centred = embeddings - embeddings.mean(axis=0, keepdims=True)
+    scale = jax.lax.stop_gradient(jnp.sqrt(jnp.square(centred / _largest(centred)).mean()))
+    embeddings = centred / (_largest(centred) * jnp.where(scale > 0, scale, 1))
     sizes = same.sum(axis=1, dtype=jnp.float32)
     # Each example's own mean; a cluster appears once for each of its members.
     means = jnp.matmul(same.astype(embeddings.dtype), embeddings, precision="highest")
@@ -165,6 +169,12 @@ def checked_embeddings(name: str, value: ArrayLike, at_least: int = 1) -> jax.Ar
     if _checks.is_concrete(value) and not jnp.isfinite(value).all():
         raise ValueError(f"`{name}` must be finite, but holds NaN or infinity")
     return value
+
+
+def _largest(values: jax.Array) -> jax.Array:
+    """The largest size of the entries, 1 where all are 0; a constant to differentiation."""
+    found = jax.lax.stop_gradient(jnp.abs(values).max())
+    return jnp.where(found > 0, found, 1)
 
 
 def _own_distances(

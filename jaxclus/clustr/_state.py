@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from jaxclus import _compile, _pytree
+from jaxclus import _compile, _pytree, parallel
 from jaxclus.clustering import kmeans
 from jaxclus.clustr._classifier import ClusterClassifier
 from jaxclus.clustr._magnet import cluster_variance, full_magnet_loss
@@ -19,7 +21,7 @@ from jaxclus.training.objectives import over_images
 
 
 @_pytree.register
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Clusters:
     """What ClusTR knows of the training set; a pytree.
 
@@ -29,14 +31,14 @@ class Clusters:
         members: which images each cluster has.
         losses: the loss stored for each image [n], -1 where there is none yet.
         full_loss: mean Magnet loss of the whole set at the last refresh.
-        perturbation: of free training [b, h, w, c]; None elsewhere.
+        free: what free training carries; None elsewhere.
     """
 
     head: ClusterClassifier
     members: Membership
     losses: jax.Array
     full_loss: jax.Array
-    perturbation: Any = None
+    free: Any = None
 
 
 def embeddings(model: nnx.Module, images: jax.Array) -> jax.Array:
@@ -60,6 +62,7 @@ def find_clusters(
     nearest: int | None,
     alpha: float,
     *,
+    num_classes: int,
     num_init: int,
     max_iter: int,
     as_published: bool,
@@ -69,22 +72,27 @@ def find_clusters(
     Args:
         key: a typed key.
         h: embeddings, float32 [n, d].
-        labels: int32 [n]; every class from 0 to the largest has `per_class` examples or more.
+        labels: int32 [n].
         per_class: K.
         nearest: L of the head.
         alpha: margin of the full-set loss.
+        num_classes: k; every class must have `per_class` examples or more.
         num_init: restarts of k-means.
         max_iter: iterations of Lloyd.
         as_published: the full-set loss with the published mistake.
     """
-    table = _by_class(np.asarray(labels), per_class)
+    mesh = parallel.mesh_of(h)
+    table = _by_class(np.asarray(labels), per_class, num_classes, 1 if mesh is None else mesh.size)
     present = table >= 0
     finite = bool(jnp.isfinite(h).all())
     if not finite:
         raise ValueError("`model` must give finite embeddings, but they hold NaN or infinity")
-    clusters = kmeans(
-        key, h[np.maximum(table, 0)], per_class, jnp.asarray(present), max_iter, num_init
-    )
+    points, mask = h[np.maximum(table, 0)], jnp.asarray(present)
+    if mesh is not None:  # each device has some of the points of every class
+        points, mask = jax.device_put((points, mask), NamedSharding(mesh, P(None, "data")))
+    clusters = kmeans(key, points, per_class, mask, max_iter, num_init)
+    if mesh is not None:
+        clusters = jax.device_put(clusters, parallel.replicated(mesh))
     centres = clusters.centres.reshape(-1, h.shape[1])
     classes = tuple(np.repeat(np.arange(len(table)), per_class).tolist())
     numbers = clusters.assignments + per_class * jnp.arange(len(table))[:, None]
@@ -100,16 +108,16 @@ def _measured(h, labels, centres, classes, alpha, as_published):
     return cluster_variance(h, labels, centres, classes), losses.mean()
 
 
-def _by_class(labels: np.ndarray, per_class: int) -> np.ndarray:
-    """The numbers of each class's examples [k, most], filled up with -1."""
-    counts = np.bincount(labels)
+def _by_class(labels: np.ndarray, per_class: int, num_classes: int, multiple: int) -> np.ndarray:
+    """The numbers of each class's examples [k, most], filled up with -1 to a multiple."""
+    counts = np.bincount(labels, minlength=num_classes)
     if counts.min() < per_class:
         poor = int(counts.argmin())
         raise ValueError(
             f"`clusters_per_class` must be at most the number of images of each class, "
             f"got {per_class} for {counts[poor]} images of class {poor}"
         )
-    table = np.full((len(counts), counts.max()), -1)
+    table = np.full((len(counts), -(-counts.max() // multiple) * multiple), -1)
     for c, row in enumerate(table):
         row[: counts[c]] = np.flatnonzero(labels == c)
     return table

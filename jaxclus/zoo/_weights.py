@@ -62,8 +62,9 @@ def export(
     if spec is None:
         raise ValueError("`model` must be one that jc.models.create made and nobody changed since")
     _, state = nnx.split(network)
-    named = _named(nnx.to_pure_dict(state)) | _head_arrays(head)
+    named = _named(nnx.to_pure_dict(state))
     arrays = {name: jnp.asarray(leaf, dtype) for name, leaf in named.items()}
+    arrays |= _head_arrays(head)  # small, and radii depend on it: float32 always
     record = {"version": __version__, "spec": spec.to_json(), "head": _pytree.record(head)}
     try:
         runs.write_atomic(path, save(arrays, metadata={_FORMAT: json.dumps(record)}))

@@ -1,5 +1,6 @@
 """Help, and how commands fail."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from error_line import error_line
 
 import jaxclus as jc
 from jaxclus import cli
+from jaxclus.cli import _main
 
 NETWORK = next(iter(jc.zoo.list()), "none ships")
 COMMANDS = ("train", "attack", "evaluate", "linearize", "report", "data", "zoo", "demo")
@@ -20,6 +22,19 @@ def test_help_shows_examples(command, capsys):
         cli.main([command, "--help"])
     assert stop.value.code == 0
     assert f"jaxclus {command}" in capsys.readouterr().out.split("Try:")[1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_its_examples_are_read(command, monkeypatch):
+    kind = _main._COMMANDS[command]
+    text = re.sub(r"\\\n\s*", "", inspect.getdoc(kind).split("Try:")[1])
+    lines = [line.strip() for line in text.splitlines()]
+    examples = [line.split()[1:] for line in lines if line.startswith("jaxclus ")]
+    ran = []
+    monkeypatch.setattr(kind, "run", lambda self: ran.append(self))
+    for words in examples:
+        assert cli.main(words) == 0
+    assert len(ran) == len(examples) > 0
 
 
 def test_help_of_training_names_every_network(capsys):

@@ -87,7 +87,7 @@ def test_train_knows_every_objective(settings, wanted, name):
         ),
         (
             {"method": "clustr_qtrades", "eps": 0.1, "tradeoff": 2.0, "step_size": 0.05},
-            clustr.QTRADES(threat=BALL, weight=2.0, step_size=0.05),
+            clustr.QTRADES(threat=BALL, beta=2.0, step_size=0.05),
         ),
         (
             {"method": "clustr_qtrades", "eps": 0.1, "nearest": 5},

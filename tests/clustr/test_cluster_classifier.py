@@ -4,7 +4,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from clustr_problems import scores
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
 import jaxclus as jc
 from jaxclus.clustr import ClusterClassifier
@@ -36,7 +36,7 @@ def test_scores_equal_the_specification(nearest):
     found = head(nearest=nearest)
     wanted = scores(H, CENTRES, CLASSES, 1.5, nearest or 7)
     np.testing.assert_allclose(found.scores(H), wanted, rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(found.as_published(H), wanted, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(found.score_classifier(H), wanted, rtol=1e-4, atol=1e-7)
     shares = wanted / wanted.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found.probabilities(H), shares, rtol=1e-4, atol=1e-6)
 
@@ -44,13 +44,16 @@ def test_scores_equal_the_specification(nearest):
 def test_scores_saturate_far_away_and_logits_do_not():
     far = jnp.asarray(H[:4] * 200)
     assert not np.asarray(head().scores(far)).any()
-    assert not np.asarray(head().probabilities(far)).any()
+    wanted = softmax(log_sums(np.asarray(far), 1.5), axis=1)
+    np.testing.assert_allclose(head().probabilities(far), wanted, atol=2e-2)
+    slope = jax.grad(lambda h: head(nearest=2).probabilities(h)[:, 0].sum())(far)
+    assert np.isfinite(slope).all()
     np.testing.assert_array_equal(head()(far).argmax(1), log_sums(np.asarray(far), 1.5).argmax(1))
 
     def loss(logits_of, h):
         return jc.losses.cross_entropy(logits_of(h), jnp.argmin(head()(far), axis=1)).sum()
 
-    gone = jax.grad(lambda h: loss(head().as_published, h))(far)
+    gone = jax.grad(lambda h: loss(head().score_classifier, h))(far)
     left = jax.grad(lambda h: loss(head(), h))(far)
     assert not np.asarray(gone).any()
     assert np.isfinite(left).all() and np.abs(left).max(axis=1).min() > 0.1

@@ -13,7 +13,7 @@ from flax import nnx
 
 import jaxclus as jc
 from jaxclus.clustr import QTRADES, ClusTR, ClusTRTRADES, FreeClusTR
-from jaxclus.training import TrainingConfig, fit
+from jaxclus.training import TrainingConfig, _fit, fit
 from jaxclus.training.objectives import AWP, Seen, TrainingModel, over_images
 
 ONE = jax.devices()[:1]
@@ -34,8 +34,8 @@ KEY = jax.random.key(0)
 SETTINGS = {"clusters_per_class": PER_CLASS, "clusters_per_batch": M, "alpha": 1.0}
 KINDS = {
     "clustr": ClusTR(**SETTINGS),
-    "qtrades": QTRADES(**SETTINGS, threat=BALL, weight=2.0),
-    "trades": ClusTRTRADES(**SETTINGS, threat=BALL, weight=2.0, steps=3),
+    "qtrades": QTRADES(**SETTINGS, threat=BALL, beta=2.0),
+    "trades": ClusTRTRADES(**SETTINGS, threat=BALL, beta=2.0, steps=3),
     "free": FreeClusTR(**SETTINGS, threat=BALL, replays=2),
 }
 
@@ -157,7 +157,7 @@ def test_a_batch_is_a_seed_and_its_nearest_clusters_of_other_classes():
 @pytest.mark.parametrize("as_published", [False, True])
 @pytest.mark.parametrize("weight", [0.0, 0.7])
 def test_the_loss_is_the_mean_magnet_loss(weight, as_published):
-    objective = ClusTR(**SETTINGS, cross_entropy=weight, as_published=as_published)
+    objective = ClusTR(**SETTINGS, cross_entropy_weight=weight, as_published=as_published)
     found, gradient = loss_and_gradient(objective)
     z = scores_of(X_ADV)
 
@@ -242,18 +242,65 @@ def test_the_adversary_of_trades_raises_the_divergence():
 def test_free_training_carries_its_perturbation():
     objective = KINDS["free"]
     state = state_of(objective)
-    assert objective.steps_per_batch == 2 and state.perturbation.shape == X.shape
+    assert objective.steps_per_batch == 2 and state.free.perturbation.shape == X.shape
     slope = _RNG.normal(size=X.shape).astype(np.float32)
     x_adv = objective.perturb(KEYS, Embedding(), CLEAN, TO, state)
     np.testing.assert_array_equal(x_adv, X)
     seen = Seen(jnp.arange(B), CLEAN, x_adv, jnp.asarray(slope), jnp.ones(B))
     state = objective.update(state, seen)
-    np.testing.assert_allclose(state.perturbation, 0.1 * np.sign(slope), rtol=1e-6)
+    np.testing.assert_allclose(state.free.perturbation, 0.1 * np.sign(slope), rtol=1e-6)
     x_adv = objective.perturb(KEYS, Embedding(), CLEAN, TO, state)
     np.testing.assert_allclose(x_adv, np.clip(X + 0.1 * np.sign(slope), 0, 1), rtol=1e-6)
     images, labels = jnp.asarray(IMAGES), jnp.asarray(LABELS)
+    assert state.free.replay == 1 and (np.asarray(state.losses) == -1).all()
     refreshed = objective.refresh(KEY, Embedding(), images, labels, state)
-    np.testing.assert_array_equal(refreshed.perturbation, state.perturbation)
+    np.testing.assert_array_equal(refreshed.free.perturbation, state.free.perturbation)
+
+
+def test_the_replays_of_a_batch_see_the_same_images():
+    objective, state, rng = KINDS["free"], state_of(KINDS["free"]), np.random.default_rng(0)
+    state = dataclasses.replace(state, losses=jnp.asarray(rng.uniform(0, 5, N), jnp.float32))
+    for number, key in enumerate(jax.random.split(KEY, 8)):
+        batches = []
+        for _ in range(objective.replays):
+            batches.append(np.asarray(objective.batch(key, jnp.int32(number), state, B)))
+            losses = jnp.asarray(rng.uniform(0, 50, B), jnp.float32)
+            seen = Seen(jnp.asarray(batches[-1]), CLEAN, CLEAN, jnp.zeros(X.shape), losses)
+            state = objective.update(state, seen)
+        np.testing.assert_array_equal(*batches)
+        assert set(np.asarray(state.losses)[batches[-1]]) <= set(np.asarray(losses))  # the last's
+
+
+class Normed(Embedding):
+    """An embedding with BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = jc.models.BatchNorm(DIM, rngs=nnx.Rngs(0))
+
+    def body(self, x):
+        return self.norm(super().body(x))
+
+
+@pytest.mark.parametrize("as_published, passes", [(False, 2), (True, 3)])
+def test_passes_through_batch_norm(as_published, passes):
+    """The adversary in eval mode leaves the statistics alone; the published one moves them."""
+    network = Normed()
+    objective = dataclasses.replace(KINDS["qtrades"], as_published=as_published)
+    state = objective.init(KEY, network, jnp.asarray(IMAGES), jnp.asarray(LABELS), B)
+    assert network.norm.mean[...].tolist() == [0] * DIM  # clusters are found in eval mode
+    np.testing.assert_allclose(
+        state.head.centres[0], embed(IMAGES / 255)[np.asarray(state.members.cluster) == 0].mean(0),
+        rtol=1e-3, atol=1e-4,
+    )  # fmt: skip
+    train = nnx.view(network, use_running_average=False, raise_if_not_found=False)
+    graph, params, stats = nnx.split(train, nnx.Param, nnx.BatchStat)
+    model = TrainingModel(graph, nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
+    found = objective.loss(model, CLEAN, CLEAN, TO, KEYS, state)
+    # Each pass of means m leaves 0.9 of the old ones; the images are nearly the same in all.
+    share = np.asarray(model.stats["norm"]["mean"]) / embed(X).mean(axis=0)
+    assert np.isfinite(found.loss)
+    np.testing.assert_allclose(share, 1 - 0.9**passes, atol=0.03)
 
 
 def test_heads_come_through_wrappers():
@@ -291,7 +338,7 @@ def _features(model, images):
         ({"nearest": 9}, r"`nearest` must be in \[1, 8\], .* got 9"),
         ({"nearest": 0}, "`nearest` must be at least 1"),
         ({"alpha": -1.0}, "`alpha` must be"),
-        ({"cross_entropy": -1.0}, "`cross_entropy` must be"),
+        ({"cross_entropy_weight": -1.0}, "`cross_entropy_weight` must be"),
         ({"num_init": 0}, "`num_init` must be at least 1"),
     ],
 )
@@ -304,7 +351,7 @@ def test_settings_that_do_not_fit_are_refused(change, message):
     "kind, change, message",
     [
         (QTRADES, {"threat": 0.1}, "`threat` must be one as Linf"),
-        (QTRADES, {"weight": -1.0}, "`weight` must be"),
+        (QTRADES, {"beta": -1.0}, "`beta` must be"),
         (QTRADES, {"step_size": 0.0}, "`step_size` must be"),
         (ClusTRTRADES, {"steps": 0}, "`steps` must be at least 1"),
         (FreeClusTR, {"threat": jc.L2(1.0)}, "`threat` must be one as Linf"),
@@ -318,6 +365,11 @@ def test_bad_adversaries_are_refused(kind, change, message, monkeypatch):
 
 
 def test_networks_that_cannot_be_embedded_are_refused():
+    with pytest.raises(ValueError, match="got 2 for 0 images of class 3"):
+        few = LABELS != 3
+        KINDS["clustr"].init(
+            KEY, Embedding(), jnp.asarray(IMAGES[few]), jnp.asarray(LABELS[few]), B
+        )
     with pytest.raises(ValueError, match="`model` must give finite embeddings"):
         nan = Embedding(np.full_like(WEIGHT, np.nan))
         KINDS["clustr"].init(KEY, nan, jnp.asarray(IMAGES), jnp.asarray(LABELS), B)
@@ -388,6 +440,13 @@ def test_all_devices_do_as_one(tmp_path):
     runs = [train(KINDS["clustr"], devices=devices, epochs=1) for devices in (ONE, jax.devices())]
     ours, theirs = (np.asarray(run.model(jc.data.to_float(HELD_OUT.images))) for run in runs)
     np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.02 * np.abs(ours).max())
+
+
+def test_epochs_compile_nothing_new():
+    train(KINDS["qtrades"], epochs=1)
+    compiled = _fit._step.train_step.outermost._cache_size()
+    train(KINDS["qtrades"], epochs=1)
+    assert _fit._step.train_step.outermost._cache_size() == compiled
 
 
 def test_the_published_variant_trains():

@@ -59,6 +59,19 @@ def test_the_gradient_is_finite_where_examples_are_at_their_means():
     assert np.isfinite(jax.grad(mean)(nowhere)).all()
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e-6, 1e6, 1e15])
+def test_no_scale_is_too_small_or_too_large(scale):
+    points, ids, labels = clusters(4, spread=2.0)
+
+    def mean(r):
+        return magnet_loss(r, ids, labels, 3.0).mean()
+
+    wanted, slope = jax.value_and_grad(mean)(jnp.asarray(points))
+    found, scaled = jax.value_and_grad(mean)(jnp.asarray(scale * points, jnp.float32))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    np.testing.assert_allclose(scale * np.asarray(scaled, float), slope, rtol=1e-2, atol=1e-4)
+
+
 def test_the_gradient_equals_finite_differences():
     points, ids, labels = clusters(4, classes=3, members=3, dim=2, spread=2.0)
     gradient = jax.grad(lambda r: magnet_loss(r, ids, labels, 3.0).sum())(jnp.asarray(points))

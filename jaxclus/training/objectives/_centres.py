@@ -47,6 +47,22 @@ class CentrePull(Wrapped):
         super().__post_init__()
         _checks.not_negative("beta", self.beta)
 
+    def init(
+        self,
+        key: jax.Array,
+        model: nnx.Module,
+        images: jax.Array,
+        labels: jax.Array,
+        batch_size: int,
+    ) -> WrappedState:
+        state = super().init(key, model, images, labels, batch_size)
+        if self.objective.head(state.inner) is not None:
+            raise ValueError(
+                "`objective` must be one that trains the network's own head, whose logits have the "
+                f"centres, got {self.objective!r}"
+            )
+        return state
+
     def own_state(
         self, key: jax.Array, model: nnx.Module, images: jax.Array, labels: jax.Array
     ) -> jax.Array:

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
 
 from jaxclus import _classifier, parallel
 
@@ -25,9 +24,7 @@ def over_images(
         model: the network, in eval mode.
         images: [n, h, w, c], n at least 1; split over the devices that it is replicated on.
     """
-    placement = getattr(images, "sharding", None)
-    mesh = placement.mesh if isinstance(placement, NamedSharding) else None
-    mesh = mesh if isinstance(mesh, Mesh) else None
+    mesh = parallel.mesh_of(images)
     size, count = _BATCH * (mesh.size if mesh else 1), len(images)
     bound = _classifier.jit_over_model(fn)(model)  # pyright: ignore[reportArgumentType]
     parts = []
