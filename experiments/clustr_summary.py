@@ -19,8 +19,9 @@ LABELS = {
 
 def claims(rows: Sequence[Row], setting: Setting, part: str) -> list[dict[str, Any]]:
     """The comparisons that were planned, each with its verdict."""
-    found, eps = Claims(rows), f"{255 * setting.eps:g}/255"
+    eps = f"{255 * setting.eps:g}/255"
     robust, reported = "autoattack", f"published_100.{eps}"
+    found = Claims([row | _hidden(row, eps) for row in rows])
     if part == "ablations":
         for trial in found.trials:
             if trial.startswith("qtrades, "):
@@ -33,20 +34,33 @@ def claims(rows: Sequence[Row], setting: Setting, part: str) -> list[dict[str, A
     return found.found
 
 
+def _hidden(row: Row, eps: str) -> Row:
+    """What the published evaluation reports beyond what AutoAttack leaves."""
+    if "published_100" not in row:
+        return {}
+    return {"hidden": row["published_100"][eps] - row["autoattack"]}
+
+
 def _add_headline(found: Claims, robust: str, reported: str, eps: str) -> None:
-    own, scores, twenty = (f"{name}.{eps}" for name in ("logits", "scores", "published_20"))
+    logits, scores, twenty = (f"{name}.{eps}" for name in ("logits", "scores", "published_20"))
+    # Three and no more: at six seeds Holm leaves a fourth no chance.
+    masking = "masking: the attack on scores leaves more than the same on logits"
+    found.add(masking, ("qtrades", logits), ("qtrades", scores), "primary")
     for trial in ("clustr", "qtrades"):
-        found.add(
-            f"{trial}: the published evaluation reports more than AutoAttack leaves",
-            (trial, robust), (trial, reported), "primary",
-        )  # fmt: skip
         found.add(
             f"{trial} is more robust than PGD training", ("pgd", robust), (trial, robust), "primary"
         )
-        found.add(f"{trial} as published against PGD training", ("pgd", own), (trial, twenty))
+    found.add(masking, ("clustr", logits), ("clustr", scores))
+    for trial in ("clustr", "qtrades"):
+        found.add(
+            f"{trial} as published against PGD training", ("pgd", reported), (trial, reported)
+        )
         found.add("what the selection of restarts hides", (trial, scores), (trial, twenty))
-        found.add("what the saturation of scores hides", (trial, own), (trial, scores))
-        found.add("what PGD on logits leaves to AutoAttack", (trial, robust), (trial, own))
+        found.add("what PGD on logits leaves to AutoAttack", (trial, robust), (trial, logits))
+        found.add(
+            "the published evaluation hides more than of PGD training",
+            ("pgd", "hidden"), (trial, "hidden"),
+        )  # fmt: skip
         found.add(f"{trial} raises robust accuracy", ("standard", robust), (trial, robust))
     found.add("consistency helps", ("clustr", robust), ("qtrades", robust))
 
@@ -62,11 +76,13 @@ def table(result: dict[str, Any]) -> str:
         f"{result['minutes']['training']} min, evaluation {result['minutes']['evaluation']} min). "
         f"Mean and standard deviation over seeds 0 to {setting['seeds'] - 1}. Linf eps {eps} "
         "unless a column says otherwise. Published: PGD-20 and PGD-100 (steps of 2/255, 10 "
-        "restarts) on the scores, the restart of the largest cross-entropy counts. Scores and "
+        "restarts) on the scores, the restart of the largest cross-entropy counts; on the logits "
+        "of networks without clusters. Scores and "
         "logits: PGD-20 with the same steps and restarts on the scores and on the log-domain "
         "logits, any success counts; for networks without clusters their own logits. AutoAttack: "
-        f'"standard", on the logits. All on the first {setting["test_images"]} test images. '
-        "Saturated: images on which the cross-entropy of the scores has a gradient of exactly 0.",
+        f'"standard", on the logits. Attacks on the first {setting["test_images"]} test images. '
+        "Clean accuracy on all test images. Saturated: images on which the cross-entropy of the "
+        "scores has no gradient above 1e-8, at random points of the ball.",
         "",
         "| network | clean % | published, PGD-20 % | published, PGD-100 % | scores % | logits % "
         "| AutoAttack % | saturated % |",
