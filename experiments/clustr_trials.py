@@ -228,12 +228,11 @@ def published(key: jax.Array, model: Any, images: jc.data.Dataset, eps: float, s
     right = 0
     for start in range(0, len(images), _BATCH):
         x = jc.data.to_float(images.images[start : start + _BATCH])
-        y = images.labels[start : start + _BATCH]
+        y = jnp.asarray(images.labels[start : start + _BATCH])
         logits = np.asarray(_restarts(key, model, jc.Linf(eps), x, y, steps=steps))
-        labels = np.broadcast_to(y, logits.shape[:2])
-        losses = np.asarray(jax.vmap(jc.losses.cross_entropy)(logits, labels))
+        losses = np.stack([jc.losses.cross_entropy(z, y) for z in jnp.asarray(logits)])
         kept = logits[losses.argmax(axis=0), np.arange(len(y))]
-        right += int((kept.argmax(axis=1) == y).sum())
+        right += int((kept.argmax(axis=1) == np.asarray(y)).sum())
     return right / len(images)
 
 
@@ -269,14 +268,13 @@ def saturated(
     At points drawn from the ball, where attacks begin.
     """
     x = jc.Linf(eps).random_start(key, jc.data.to_float(images.images))
+    y = jnp.asarray(images.labels)
 
     @jc.jit
     def slope(x: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("highest"):
             return jax.grad(
-                lambda x: jc.losses.cross_entropy(
-                    head.scores(network.features(x)), images.labels
-                ).sum()
+                lambda x: jc.losses.cross_entropy(head.scores(network.features(x)), y).sum()
             )(x)
 
     return float((np.abs(np.asarray(slope(x))).reshape(len(x), -1).max(axis=1) < 1e-8).mean())

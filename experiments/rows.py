@@ -31,12 +31,21 @@ def kept(directory: Path, made_of: Any, label: str, compute: Callable[[Path], Ro
     return row
 
 
-def value(row: Row, path: str) -> Any:
-    """An entry of nested dicts and lists, as "without_batch_norm.difference" or "epochs.0"."""
-    found: Any = row
-    for name in path.split("."):
-        found = found[int(name)] if isinstance(found, list) else found[name]
-    return found
+def value(row: Any, path: str) -> Any:
+    """An entry of nested dicts and lists, as "without_batch_norm.difference" or "epochs.0".
+
+    Names may have dots of their own, as "logits.25.5/255".
+    """
+    if not path:
+        return row
+    names = path.split(".")
+    if isinstance(row, list):
+        return value(row[int(names[0])], ".".join(names[1:]))
+    for count in range(len(names), 0, -1):
+        name = ".".join(names[:count])
+        if name in row:
+            return value(row[name], ".".join(names[count:]))
+    raise KeyError(f"{path} is not among {list(row)}")
 
 
 class Claims:
