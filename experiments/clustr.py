@@ -122,7 +122,7 @@ class Experiment:
             return setting
         return dataclasses.replace(
             setting, model="cnn", lipschitz=(("width", 2), ("hidden", 16)), seeds=2, epochs=2,
-            num_images=480, test_images=8, batch_size=120,
+            num_images=480, test_images=8, batch_size=120, nearest=(1,), short=True,
         )  # fmt: skip
 
     def _rows(

@@ -38,6 +38,8 @@ class Setting:
         attack_steps: of PGD in adversarial training and TRADES.
         test_images: the first so many are attacked.
         batch_size: of training.
+        nearest: L of the scores, beside all clusters.
+        short: whether AutoAttack is a few steps of APGD instead: a smoke test.
     """
 
     model: str
@@ -49,6 +51,15 @@ class Setting:
     attack_steps: int = 7
     test_images: int = 200
     batch_size: int = 240
+    nearest: tuple[int, ...] = (1, 5, 10)
+    short: bool = False
+
+    def autoattack(self, ball: jc.threat.Threat) -> jc.attacks.AutoAttack:
+        """The ensemble that judges."""
+        if not self.short:
+            return jc.attacks.AutoAttack(ball)
+        members = (jc.attacks.APGD(ball, steps=3),)
+        return jc.attacks.AutoAttack(ball, version="custom", attacks=members)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +167,7 @@ def evaluated(
         "clean_accuracy": float(jc.evaluation.correct(model, test).mean()),
         "logits": on_grid(key, model, few, grid),
     }
-    attack = jc.attacks.AutoAttack(jc.Linf(setting.eps))
+    attack = setting.autoattack(jc.Linf(setting.eps))
     found = jc.evaluation.robustness(key, model, attack, few, directory=directory / "autoattack")
     row["autoattack"] = found.robust_accuracy
     if head is not None:
@@ -165,7 +176,7 @@ def evaluated(
     elif "headline" in trial.parts:
         row |= as_published(key, model, few, setting, grid)
     if trial.lipschitz:
-        row["certificate"] = certified(key, model, few, directory)
+        row["certificate"] = certified(key, model, few, setting, directory)
     return row | {"evaluation_seconds": round(time.perf_counter() - begin, 1)}
 
 
@@ -193,7 +204,7 @@ def scores_attacked(
     row |= as_published(key, model, images, setting, grid)
     if trial.name == "qtrades":
         row["nearest"] = {}
-        for nearest in (1, 5, 10):
+        for nearest in setting.nearest:
             fewer = dataclasses.replace(head, nearest=nearest)
             model = jc.Chain(jc.models.features(network), fewer.score_classifier)
             row["nearest"][str(nearest)] = {
@@ -281,14 +292,14 @@ def saturated(
 
 
 def certified(
-    key: jax.Array, model: Any, images: jc.data.Dataset, directory: Path
+    key: jax.Array, model: Any, images: jc.data.Dataset, setting: Setting, directory: Path
 ) -> dict[str, Any]:
     """Certified and attacked accuracy in L2 balls, and the median certified radius."""
     row: dict[str, Any] = {"l2": {}}
     for eps in L2_GRID:
         ball = jc.L2(eps)
         proved = jc.evaluation.certify(model, images, threat=ball)
-        attack = jc.attacks.AutoAttack(ball)
+        attack = setting.autoattack(ball)
         where = directory / f"autoattack-l2-{eps:g}"
         broken = jc.evaluation.robustness(key, model, attack, images, directory=where)
         found = jc.evaluation.bracket(proved, broken)
