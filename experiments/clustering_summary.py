@@ -7,7 +7,7 @@ import numpy as np
 
 import jaxclus as jc
 from experiments.paired import verdict
-from experiments.rows import Claims, Row, cell, statistics
+from experiments.rows import Claims, Row, cell, claim_lines
 
 SCORE = "without_batch_norm.difference"
 ACCURACIES = ("clean_accuracy", "pgd_accuracy", "autoattack_accuracy")
@@ -130,7 +130,7 @@ def table(result: dict[str, Any]) -> str:
     transfers = [name for name in names if name.startswith("transfer")]
     if transfers:
         lines += ["", *_transfer_lines(transfers, rows, setting)]
-    lines += ["", *_claim_lines(result["claims"])]
+    lines += ["", *claim_lines(result["claims"], no_accuracies=("with_", "without_", "epochs"))]
     return "\n".join(lines) + "\n"
 
 
@@ -163,25 +163,3 @@ def _transfer_lines(names: Sequence[str], rows: Sequence[Row], setting: Row) -> 
         own = [row for row in rows if row["trial"] == name]
         paths = ("source_accuracy", "no_tuning", "no_tuning_pgd", "tuned", "tuned_without_centres")
         yield f"| {' | '.join([name, *(cell(own, path, percent=True) for path in paths)])} |"
-
-
-def _claim_lines(found: Sequence[dict[str, Any]]) -> Iterable[str]:
-    exploratory = sum(row["kind"] == "exploratory" and "p_value" in row for row in found)
-    yield (
-        "Claims: that a value grows from the first network to the second. Change: mean and "
-        "standard deviation over seeds, and the mean's 95 % interval (Student's t). p is exact "
-        "over all sign flips of the seeds' differences, one-sided (for attacks: over all "
-        "labellings of the classes, flips of all seeds together). Holds: p at most 0.05; reversed: "
-        "the same for a "
-        f"fall. Primary claims are corrected (Holm), the {exploratory} exploratory ones are not: "
-        f"if nothing were true, about {0.05 * exploratory:.0f} of them would hold by chance alone, "
-        "and as many be reversed. "
-        "A check measures what was trained, and is no evidence."
-    )
-    yield ""
-    yield "| kind | claim | from | to | value | change | more in | p | verdict |"
-    yield "|---|---|---|---|---|---|---|---|---|"
-    for row in found:
-        names = [row[name] for name in ("kind", "claim", "from", "to", "value")]
-        score = row["value"].startswith(("with_", "without_", "epochs"))  # else an accuracy
-        yield f"| {' | '.join([*names, *statistics(row, not score), row['verdict']])} |"

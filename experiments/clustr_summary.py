@@ -5,29 +5,34 @@ from typing import Any
 
 import numpy as np
 
-from experiments.clustr_trials import GRID, Setting
-from experiments.rows import Claims, Row, cell, statistics
+from experiments.clustr_evaluation import GRID, eps_name
+from experiments.clustr_trials import Setting
+from experiments.rows import Claims, Row, cell, claim_lines
 
-GRID_NAMES = tuple(f"{255 * eps:g}/255" for eps in GRID)
-COLOURS = {"published_20": "#b45309", "scores": "#7c3aed", "logits": "#1d6fb8"}
+GRID_NAMES = tuple(eps_name(eps) for eps in GRID)
+COLOURS = {"published_100": "#b45309", "scores_100": "#7c3aed", "logits_100": "#1d6fb8"}
 LABELS = {
-    "published_20": "as published: scores, largest loss",
-    "scores": "scores, any success",
-    "logits": "log-domain logits",
+    "published_20": "as published, PGD-20",
+    "published_100": "as published, PGD-100",
+    "scores_20": "scores, PGD-20",
+    "scores_100": "scores, PGD-100",
+    "logits_20": "logits, PGD-20",
+    "logits_100": "logits, PGD-100",
 }
 
 
 def claims(rows: Sequence[Row], setting: Setting, part: str) -> list[dict[str, Any]]:
     """The comparisons that were planned, each with its verdict."""
-    eps = f"{255 * setting.eps:g}/255"
-    robust, reported = "autoattack", f"published_100.{eps}"
+    eps = eps_name(setting.eps)
     found = Claims([row | _hidden(row, eps) for row in rows])
+    robust, reported = "autoattack", f"published_100.{eps}"
     if part == "ablations":
-        for trial in found.trials:
-            if trial.startswith("qtrades, "):
-                found.add("is more robust", ("qtrades", robust), (trial, robust))
-                found.add("reports more", ("qtrades", reported), (trial, reported))
-                found.add("hides something", (trial, robust), (trial, reported))
+        for trial in found.trials[1:]:
+            base = trial.rpartition(", ")[0]
+            if base:
+                found.add("is more robust", (base, robust), (trial, robust))
+                found.add("reports more", (base, reported), (trial, reported))
+            found.add("hides something", (trial, robust), (trial, reported))
     if part == "headline":
         _add_headline(found, robust, reported, eps)
     found.correct()
@@ -36,13 +41,11 @@ def claims(rows: Sequence[Row], setting: Setting, part: str) -> list[dict[str, A
 
 def _hidden(row: Row, eps: str) -> Row:
     """What the published evaluation reports beyond what AutoAttack leaves."""
-    if "published_100" not in row:
-        return {}
     return {"hidden": row["published_100"][eps] - row["autoattack"]}
 
 
 def _add_headline(found: Claims, robust: str, reported: str, eps: str) -> None:
-    logits, scores, twenty = (f"{name}.{eps}" for name in ("logits", "scores", "published_20"))
+    scores, logits = f"scores_100.{eps}", f"logits_100.{eps}"
     # Three and no more: at six seeds Holm leaves a fourth no chance.
     masking = "masking: the attack on scores leaves more than the same on logits"
     found.add(masking, ("qtrades", logits), ("qtrades", scores), "primary")
@@ -55,7 +58,7 @@ def _add_headline(found: Claims, robust: str, reported: str, eps: str) -> None:
         found.add(
             f"{trial} as published against PGD training", ("pgd", reported), (trial, reported)
         )
-        found.add("what the selection of restarts hides", (trial, scores), (trial, twenty))
+        found.add("what the selection of restarts hides", (trial, scores), (trial, reported))
         found.add("what PGD on logits leaves to AutoAttack", (trial, robust), (trial, logits))
         found.add(
             "the published evaluation hides more than of PGD training",
@@ -68,45 +71,45 @@ def _add_headline(found: Claims, robust: str, reported: str, eps: str) -> None:
 def table(result: dict[str, Any]) -> str:
     """The results as Markdown."""
     setting, rows = result["setting"], result["rows"]
-    eps = f"{255 * setting['eps']:g}/255"
+    eps = eps_name(setting["eps"])
     lines = [
         f"# ClusTR on {result['dataset']}",
         "",
         f"`{result['command']}` ({result['hardware']}; JAX {result['versions']['jax']}; training "
         f"{result['minutes']['training']} min, evaluation {result['minutes']['evaluation']} min). "
         f"Mean and standard deviation over seeds 0 to {setting['seeds'] - 1}. Linf eps {eps} "
-        "unless a column says otherwise. Published: PGD-20 and PGD-100 (steps of 2/255, 10 "
-        "restarts) on the scores, the restart of the largest cross-entropy counts; on the logits "
-        "of networks without clusters. Scores and "
-        "logits: PGD-20 with the same steps and restarts on the scores and on the log-domain "
-        "logits, any success counts; for networks without clusters their own logits. AutoAttack: "
+        "unless it says otherwise. Published: PGD-20 and PGD-100 (steps of 2/255, 10 restarts) on "
+        "the scores, the restart of the largest cross-entropy counts. Scores: the same, any "
+        "success counts. Logits: the same on the log-domain logits, any success counts. Networks "
+        "without clusters have one kind of logits, and no scores. AutoAttack: "
         f'"standard", on the logits. Attacks on the first {setting["test_images"]} test images. '
         "Clean accuracy on all test images. Saturated: images on which the cross-entropy of the "
-        "scores has no gradient above 1e-8, at random points of the ball.",
+        "scores has no gradient above 1e-8, at random points of the ball. Radius: the median "
+        "certified L2 radius over all test images, 0 for misclassified ones.",
         "",
-        "| network | clean % | published, PGD-20 % | published, PGD-100 % | scores % | logits % "
-        "| AutoAttack % | saturated % |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | clean % | published, PGD-20 % | published, PGD-100 % | scores, PGD-100 % "
+        "| logits, PGD-100 % | AutoAttack % | saturated % | radius |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     names = dict.fromkeys(row["trial"] for row in rows)
-    paths = ["clean_accuracy", f"published_20.{eps}", f"published_100.{eps}", f"scores.{eps}"]
-    paths += [f"logits.{eps}", "autoattack", "saturated"]
+    paths = ["clean_accuracy", f"published_20.{eps}", f"published_100.{eps}"]
+    paths += [f"scores_100.{eps}", f"logits_100.{eps}", "autoattack", "saturated"]
     for name in names:
         own = [row for row in rows if row["trial"] == name]
-        lines.append(
-            f"| {' | '.join([name, *(cell(own, path, percent=True) for path in paths)])} |"
-        )
+        radius = f"{np.mean([row['median_radius'] for row in own]):.2g}"
+        cells = [name, *(cell(own, path, percent=True) for path in paths), radius]
+        lines.append(f"| {' | '.join(cells)} |")
     if result["part"] == "headline":
-        lines += ["", *_grid_lines(rows), "", *_nearest_lines(rows, eps)]
+        lines += ["", *_grid_lines(rows), "", *_nearest_lines(rows)]
     if result["part"] == "certificates":
         lines += ["", *_certificate_lines(rows)]
     if result["claims"]:
-        lines += ["", *_claim_lines(result["claims"])]
+        lines += ["", *claim_lines(result["claims"])]
     return "\n".join(lines) + "\n"
 
 
 def _grid_lines(rows: Sequence[Row]) -> Iterable[str]:
-    yield "Accuracy in % by Linf radius (PGD-20, 10 restarts, images as above):"
+    yield "Accuracy in % by Linf radius (10 restarts, images as above):"
     yield ""
     yield f"| network, evaluation | {' | '.join(GRID_NAMES)} |"
     yield "|---|" + "---|" * len(GRID_NAMES)
@@ -118,59 +121,33 @@ def _grid_lines(rows: Sequence[Row]) -> Iterable[str]:
                 yield f"| {name}, {label} | {' | '.join(cells)} |"
 
 
-def _nearest_lines(rows: Sequence[Row], eps: str) -> Iterable[str]:
+def _nearest_lines(rows: Sequence[Row]) -> Iterable[str]:
     own = [row for row in rows if row["trial"] == "qtrades"]
-    yield "L, the clusters that the scores count (qtrades; the published evaluation with PGD-20):"
+    yield (
+        "L, the clusters that the scores count (qtrades; the published evaluation with PGD-20, "
+        "clean accuracy of the same images):"
+    )
     yield ""
     yield "| L | clean % | published % |"
     yield "|---|---|---|"
     for nearest in own[0]["nearest"]:
-        place = f"nearest.{nearest}"
-        yield (
-            f"| {nearest} | {cell(own, f'{place}.clean_accuracy', percent=True)} "
-            f"| {cell(own, f'{place}.published_20', percent=True)} |"
-        )
-    yield f"| all | | {cell(own, f'published_20.{eps}', percent=True)} |"
+        paths = (f"nearest.{nearest}.{name}" for name in ("clean_accuracy", "published_20"))
+        yield f"| {' | '.join([nearest, *(cell(own, path, percent=True) for path in paths)])} |"
 
 
 def _certificate_lines(rows: Sequence[Row]) -> Iterable[str]:
-    own = [row for row in rows if "certificate" in row]
-    names = dict.fromkeys(row["trial"] for row in own)
-    yield (
-        "Lipschitz-bounded networks, L2: certified <= true <= AutoAttack, in %; the radius is the "
-        "median over all images, 0 for misclassified ones:"
-    )
+    yield "L2, the attacked images: certified <= true <= AutoAttack, in %:"
     yield ""
-    radii = list(own[0]["certificate"]["l2"])
-    yield f"| network | Lipschitz bound | radius | {' | '.join(f'eps {r}' for r in radii)} |"
-    yield "|---|---|---|" + "---|" * len(radii)
-    for name in names:
-        found = [row["certificate"] for row in own if row["trial"] == name]
-        cells = [cell(found, "lipschitz"), cell(found, "median_radius")]
+    radii = list(rows[0]["l2"])
+    yield f"| network | Lipschitz bound | {' | '.join(f'eps {r}' for r in radii)} |"
+    yield "|---|---|" + "---|" * len(radii)
+    for name in dict.fromkeys(row["trial"] for row in rows):
+        own = [row for row in rows if row["trial"] == name]
+        cells = [cell(own, "lipschitz")]
         for radius in radii:
-            both = (
-                cell(found, f"l2.{radius}.{kind}", percent=True)
-                for kind in ("certified", "attacked")
-            )
-            cells.append(" to ".join(both))
+            ends = (f"l2.{radius}.{end}" for end in ("certified", "attacked"))
+            cells.append(" to ".join(cell(own, path, percent=True) for path in ends))
         yield f"| {name} | {' | '.join(cells)} |"
-
-
-def _claim_lines(found: Sequence[dict[str, Any]]) -> Iterable[str]:
-    exploratory = sum(row["kind"] == "exploratory" and "p_value" in row for row in found)
-    yield (
-        "Claims: that a value grows from the first to the second. Change: mean and standard "
-        "deviation over seeds, and the mean's 95 % interval (Student's t). p is exact over all "
-        "sign flips of the seeds' differences, one-sided. Holds: p at most 0.05; reversed: the "
-        f"same for a fall. Primary claims are corrected (Holm), the {exploratory} exploratory ones "
-        "are not."
-    )
-    yield ""
-    yield "| kind | claim | from | to | value | change | more in | p | verdict |"
-    yield "|---|---|---|---|---|---|---|---|---|"
-    for row in found:
-        names = [row[name] for name in ("kind", "claim", "from", "to", "value")]
-        yield f"| {' | '.join([*names, *statistics(row), row['verdict']])} |"
 
 
 def figure(result: dict[str, Any]) -> Any:
@@ -186,7 +163,7 @@ def figure(result: dict[str, Any]) -> Any:
             _draw(axes, own, kind, colour, LABELS[kind])
         pgd = [row for row in rows if row["trial"] == "pgd"]
         if pgd:
-            _draw(axes, pgd, "logits", "#6b7280", "PGD training, its own logits")
+            _draw(axes, pgd, "logits_100", "#6b7280", "PGD training, its own logits")
         hits = [100 * row["autoattack"] for row in own]
         axes.plot(
             [255 * setting["eps"]] * len(hits), hits, "x", color="#dc2626", label="AutoAttack"

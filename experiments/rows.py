@@ -1,7 +1,7 @@
 """Rows of experiments: computed once and kept, then compared over seeds and put into tables."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +122,34 @@ def statistics(row: dict[str, Any], percent: bool = True) -> list[str]:
     change = f"{mean:+.{decimals}f} ± {deviation:.{decimals}f}{unit}"
     change += f" ({low:+.{decimals}f} to {high:+.{decimals}f})"
     return [change, f"{row['seeds_with_more']} of {row['seeds']}", p]
+
+
+def claim_lines(
+    found: Sequence[dict[str, Any]], no_accuracies: tuple[str, ...] = ()
+) -> Iterable[str]:
+    """What claims mean and a table of them, in Markdown.
+
+    Args:
+        found: of `Claims`.
+        no_accuracies: beginnings of the paths whose values are not shares, to be shown as they are.
+    """
+    exploratory = sum(row["kind"] == "exploratory" and "p_value" in row for row in found)
+    lines = [
+        "Claims: that a value grows from the first to the second. Change: mean and standard "
+        "deviation over seeds, and the mean's 95 % interval (Student's t). p is exact over all "
+        "sign flips of the seeds' differences, one-sided. Holds: p at most 0.05; reversed: the "
+        "same for a fall. Primary claims are corrected (Holm), the "
+        f"{exploratory} exploratory ones are not: if nothing were true, about "
+        f"{0.05 * exploratory:.0f} of them would hold by chance alone, and as many be reversed."
+    ]
+    if any("within" in row for row in found):
+        lines[0] += " For attacks p is over all labellings of the classes, all seeds together."
+    if any(row["kind"] == "check" for row in found):
+        lines[0] += " A check measures what was trained, and is no evidence."
+    lines += ["", "| kind | claim | from | to | value | change | more in | p | verdict |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    for row in found:
+        names = [row[name] for name in ("kind", "claim", "from", "to", "value")]
+        percent = not row["value"].startswith(no_accuracies)
+        lines.append(f"| {' | '.join([*names, *statistics(row, percent), row['verdict']])} |")
+    return lines

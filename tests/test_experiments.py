@@ -17,6 +17,7 @@ from experiments import (
     clustering_summary,
     clustering_trials,
     clustr,
+    clustr_evaluation,
     clustr_summary,
     clustr_trials,
     paired,
@@ -73,8 +74,11 @@ def test_clustr_quick(tmp_path, capsys):
     rows = {row["trial"]: row for row in written["rows"] if row["seed"] == 0}
     assert list(rows) == ["standard", "qtrades"]
     row, grid = rows["qtrades"], ["2/255", "8/255", "16/255", "25.5/255"]
-    assert list(row["published_20"]) == list(row["scores"]) == list(row["logits"]) == grid
-    assert all(0 <= row[kind]["8/255"] <= 1 for kind in ("published_20", "scores", "logits"))
+    for kind in clustr_summary.LABELS:
+        assert list(row[kind]) == grid and all(0 <= found <= 1 for found in row[kind].values())
+    for steps in (20, 100):  # a restart counts in both or in one
+        for eps in grid:
+            assert row[f"scores_{steps}"][eps] <= row[f"published_{steps}"][eps]
     table = name.with_suffix(".md").read_text()
     assert "| qtrades | " in table and "| L | clean % |" in table
     assert name.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -86,22 +90,23 @@ def test_clustr_quick(tmp_path, capsys):
 @pytest.mark.parametrize("part", ["headline", "ablations", "certificates"])
 def test_clustr_claims_and_tables(part):
     """Six seeds that all agree decide the primary claims; every trial is in the table."""
-    setting, eps = clustr.SETTINGS["digits"], "25.5/255"
+    setting = clustr.SETTINGS["digits"]
     left = {"qtrades": 0.2, "clustr": 0.0, "pgd": 0.6, "standard": 0.0}
     rows = []
     for seed in range(6):
         for trial in clustr_trials.trials(part):
             robust = left.get(trial.name, 0.1) + 0.001 * seed
             curve = dict.fromkeys(clustr_summary.GRID_NAMES, robust + 0.01)
-            reported = {eps: robust + (0.2 if trial.start else 0.02)}
-            row = {"trial": trial.name, "seed": seed, "clean_accuracy": 0.8, "logits": curve}
-            row |= {"autoattack": robust, "published_100": reported, "published_20": curve}
-            if trial.start and not trial.lipschitz:
-                row |= {"scores": {name: v + 0.1 for name, v in curve.items()}, "saturated": 0.1}
+            reported = dict.fromkeys(curve, robust + (0.2 if trial.start else 0.02))
+            row = {"trial": trial.name, "seed": seed, "clean_accuracy": 0.8, "autoattack": robust}
+            row |= {"logits_20": curve, "logits_100": curve, "published_20": curve}
+            row |= {"published_100": reported, "median_radius": 0.1}
+            if trial.start:
+                scores = {name: value + 0.1 for name, value in curve.items()}
+                row |= {"scores_20": scores, "scores_100": scores, "saturated": 0.1}
                 row["nearest"] = {"1": {"clean_accuracy": 0.8, "published_20": 0.3}}
             if trial.lipschitz:
-                pair = {"certified": 0.2, "attacked": 0.4}
-                row["certificate"] = {"l2": {"0.5": pair}, "lipschitz": 0.9, "median_radius": 0.1}
+                row |= {"l2": {"0.5": {"certified": 0.2, "attacked": 0.4}}, "lipschitz": 0.9}
             rows.append(row)
     found = clustr_summary.claims(rows, setting, part)
     primary = {row["claim"]: row["verdict"] for row in found if row["kind"] == "primary"}
@@ -129,16 +134,14 @@ def test_the_published_evaluation_can_miss_what_it_found():
         return jnp.where(x[:, 0, 0] > 0.5, wrong[None], right[None])
 
     images = jc.data.Dataset(np.full((6, 1, 1, 1), 127, np.uint8), np.zeros(6, np.int32))
-    key, ball = jax.random.key(0), jc.Linf(0.1)
-    assert clustr_trials.published(key, model, images, 0.1, 2) == 1
-    attack = jc.attacks.PGD(ball, steps=2, restarts=10)
-    assert jc.evaluation.robustness(key, model, attack, images).robust_accuracy == 0
-    # A slope is climbed to its end.
+    key = jax.random.key(0)
+    assert clustr_evaluation.attacked(key, model, images, 0.1) == {20: (0, 1), 100: (0, 1)}
+    # A slope is climbed as far as the ball goes, from 127/255 on.
     slope = jax.tree_util.Partial(
         lambda x: jnp.stack([0.55 - x[:, 0, 0, 0], x[:, 0, 0, 0] - 0.55], axis=1)
     )
-    assert clustr_trials.published(key, slope, images, 0.1, 20) == 0
-    assert clustr_trials.published(key, slope, images, 0.04, 20) == 1
+    assert clustr_evaluation.attacked(key, slope, images, 0.1) == {20: (0, 0), 100: (0, 0)}
+    assert clustr_evaluation.attacked(key, slope, images, 0.04) == {20: (1, 1), 100: (1, 1)}
 
 
 @pytest.mark.parametrize(
