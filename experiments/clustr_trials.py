@@ -21,7 +21,7 @@ class Setting:
         eps: Linf radius of training and of AutoAttack, one of the published grid.
         seeds: number of seeds.
         num_images: the first so many train.
-        epochs: of ClusTR and of the network that it starts from; networks with neither have both.
+        epochs: of each training, but for those that are longer.
         attack_steps: of PGD in adversarial training and TRADES.
         test_images: the first so many are attacked.
         batch_size: of training.
@@ -61,6 +61,7 @@ class Trial:
         start: the trial whose network it goes on from, or None.
         parts: of the experiment that have it.
         lipschitz: whether the network is Lipschitz-bounded.
+        longer: how many times the setting's epochs it is trained.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Trial:
     start: str | None = None
     parts: tuple[str, ...] = ("headline",)
     lipschitz: bool = False
+    longer: int = 1
 
 
 def trials(part: str) -> list[Trial]:
@@ -81,10 +83,11 @@ def trials(part: str) -> list[Trial]:
     def lipschitz(name: str, **fields: Any) -> Trial:
         return Trial(f"{name}, Lipschitz", name, parts=("certificates",), lipschitz=True, **fields)
 
+    # PGD training and TRADES have as many epochs as ClusTR and the network that it starts from.
     every = [
         Trial("standard", "standard", parts=both),
-        Trial("pgd", "pgd"),
-        Trial("trades", "trades"),
+        Trial("pgd", "pgd", longer=2),
+        Trial("trades", "trades", longer=2),
         Trial("clustr", "clustr", start="standard", parts=both),
         Trial("qtrades", "qtrades", start="standard", parts=both),
         other("qtrades, lambda 2", "qtrades", beta=2.0),
@@ -94,6 +97,7 @@ def trials(part: str) -> list[Trial]:
         other("qtrades, m 10, K 1", "qtrades", clusters_per_batch=10, clusters_per_class=1),
         other("qtrades, K 4", "qtrades", clusters_per_class=4),
         other("qtrades, alpha 1", "qtrades", alpha=1.0),
+        Trial("qtrades, epochs x 3", "qtrades", (), "standard", ("ablations",), longer=3),
         other("qtrades, as published", "qtrades", as_published=True),
         other("clustr, TRADES' adversary", "clustr_trades"),
         other("clustr, free", "clustr_free"),
@@ -123,8 +127,7 @@ def config(trial: Trial, setting: Setting) -> TrainingConfig:
     ClusTR with Adam, without weight decay, as published, but at a rate of 1e-3 on a cosine instead
     of 1e-4 for up to 90 epochs: the trainings here are short.
     """
-    alone = trial.start is None and trial.method != "standard"
-    epochs = 2 * setting.epochs if alone else setting.epochs
+    epochs = trial.longer * setting.epochs
     common: dict[str, Any] = {"epochs": epochs, "batch_size": setting.batch_size}
     if trial.start is not None or trial.lipschitz:
         rate = 5e-3 if trial.lipschitz and trial.method == "standard" else 1e-3
