@@ -32,10 +32,10 @@ class ClusTR(Objective):
     fit into the set. The trained model is the network's embeddings under a `ClusterClassifier`.
 
     Where the published code is wrong or silent, this is done:
-    - Images are embedded for clusters and variance in eval mode and as they are. There the
-      variance is taken in train mode, the clusters on augmented images, and each epoch's logging
-      passes training *and test* images through in train mode, so that the saved statistics of
-      BatchNorm have seen the test set.
+    - The variance, as the clusters, is that of embeddings in eval mode; there in train mode (*).
+    - Images are embedded for clusters as they are, there augmented.
+    - What is logged after an epoch leaves BatchNorm's statistics alone; there training *and test*
+      images pass in train mode, so that the saved network has seen the test set.
     - A cluster with too few images gives them repeatedly; there the batch is skipped in silence,
       and a batch size that is not divisible by m skips all.
     - While all stored losses are 0, every cluster can be the seed; there NumPy raises.
@@ -57,7 +57,8 @@ class ClusTR(Objective):
         max_iter: iterations of Lloyd, at least 1. In the published code 1 restart and 20 iterations
             for CIFAR-10, 10 and 40 for other sets.
         as_published: without the corrections marked (*), and with cross-entropy on the scores. The
-            other points stay as said here.
+            other points stay as said here. In train mode a batch is 256 images for each device,
+            there a 400th of the set.
 
     Alfarra et al., "ClusTR: Clustering Training for Robustness", arXiv:2006.07682, and its code;
     the loss is that of Rippel et al., arXiv:1511.05939.
@@ -153,9 +154,13 @@ class ClusTR(Objective):
         labels: jax.Array,
         stored: jax.Array,
     ) -> Clusters:
+        h = measured = _state.embeddings(model, images)
+        if self.as_published:
+            measured = _state.embeddings(model, images, train_mode=True)
         head, members, loss = _state.find_clusters(
             key,
-            _state.embeddings(model, images),
+            h,
+            measured,
             labels,
             self.clusters_per_class,
             self.nearest,

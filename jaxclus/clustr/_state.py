@@ -41,12 +41,14 @@ class Clusters:
     free: Any = None
 
 
-def embeddings(model: nnx.Module, images: jax.Array) -> jax.Array:
-    """h [n, d] of all images, with the network in eval mode."""
+def embeddings(model: nnx.Module, images: jax.Array, *, train_mode: bool = False) -> jax.Array:
+    """h [n, d] of all images; in train mode by the statistics of batches of 256 for each device."""
     if not hasattr(model, "features"):
         raise TypeError(
             f"`model` must have `features`, as jc.models.create makes it, got {type(model)}"
         )
+    if train_mode:
+        model = nnx.view(model, use_running_average=False, raise_if_not_found=False)
     return over_images(_features, model, images)
 
 
@@ -57,6 +59,7 @@ def _features(model, images):
 def find_clusters(
     key: jax.Array,
     h: jax.Array,
+    measured: jax.Array,
     labels: jax.Array,
     per_class: int,
     nearest: int | None,
@@ -71,7 +74,8 @@ def find_clusters(
 
     Args:
         key: a typed key.
-        h: embeddings, float32 [n, d].
+        h: embeddings to be clustered, float32 [n, d].
+        measured: embeddings for the variance and the loss [n, d].
         labels: int32 [n].
         per_class: K.
         nearest: L of the head.
@@ -98,7 +102,7 @@ def find_clusters(
     numbers = clusters.assignments + per_class * jnp.arange(len(table))[:, None]
     cluster = jnp.zeros(len(h), jnp.int32).at[table[present]].set(numbers[present])
     members = Membership.of(cluster, len(classes))
-    variance, loss = _measured(h, labels, centres, jnp.array(classes), alpha, as_published)
+    variance, loss = _measured(measured, labels, centres, jnp.array(classes), alpha, as_published)
     return ClusterClassifier(centres, classes, variance, nearest), members, loss
 
 

@@ -237,6 +237,18 @@ def test_the_adversary_of_trades_raises_the_divergence():
 
     random = np.asarray(BALL.random_start(KEYS, CLEAN))
     assert (divergence(x_adv) > divergence(random)).mean() > 0.9
+    # One step: up the divergence from softmax(S), which is not the cross-entropy from p.
+    once = dataclasses.replace(KINDS["trades"], steps=1, step_size=0.03)
+    x_adv = np.asarray(once.perturb(KEYS, Embedding(), CLEAN, TO, STATE))
+    noise = jax.vmap(lambda key: jax.random.normal(key, SHAPE))(KEYS)
+    start = np.clip(X + 0.001 * np.asarray(noise, np.float64), 0, 1)
+    slope = numeric(lambda x: divergence(x).sum(), start)
+    moved = np.clip(start + 0.03 * np.sign(slope), 0, 1)
+    sure = np.abs(slope) > 1e-2 * np.abs(slope).max()
+    assert sure.mean() > 0.5
+    np.testing.assert_allclose(x_adv[sure], moved[sure], atol=1e-5)
+    other = np.sign(numeric(lambda x: gap(X, scores_of(x)).sum(), start))
+    assert (other[sure] != np.sign(slope)[sure]).mean() > 0.1
 
 
 def test_free_training_carries_its_perturbation():
@@ -293,6 +305,11 @@ def test_passes_through_batch_norm(as_published, passes):
         state.head.centres[0], embed(IMAGES / 255)[np.asarray(state.members.cluster) == 0].mean(0),
         rtol=1e-3, atol=1e-4,
     )  # fmt: skip
+    h = embed(IMAGES / 255)
+    assert N <= 256  # one batch: in train mode it has mean 0 and deviation 1
+    seen = (h - h.mean(axis=0)) / np.sqrt(h.var(axis=0) + 1e-5) if as_published else h
+    own = nearest_own(seen, LABELS, np.asarray(state.head.centres), state.head.centre_classes)
+    assert float(state.head.variance) == pytest.approx(own.sum() / (N - 1), rel=0.02)
     train = nnx.view(network, use_running_average=False, raise_if_not_found=False)
     graph, params, stats = nnx.split(train, nnx.Param, nnx.BatchStat)
     model = TrainingModel(graph, nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
@@ -300,7 +317,7 @@ def test_passes_through_batch_norm(as_published, passes):
     # Each pass of means m leaves 0.9 of the old ones; the images are nearly the same in all.
     share = np.asarray(model.stats["norm"]["mean"]) / embed(X).mean(axis=0)
     assert np.isfinite(found.loss)
-    np.testing.assert_allclose(share, 1 - 0.9**passes, atol=0.03)
+    assert share.mean() == pytest.approx(1 - 0.9**passes, abs=0.02)
 
 
 def test_heads_come_through_wrappers():
