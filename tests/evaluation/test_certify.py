@@ -133,6 +133,31 @@ def test_certified_images_hold_at_random_points_and_corners(make, method, eps, d
     assert all(right(key) for key in jax.random.split(jax.random.key(0), 50))
 
 
+@pytest.mark.parametrize("make", [lipschitz_clusters, cnn_clusters])
+def test_ten_thousand_moves_through_a_network_stay_in_the_class(make, data):
+    """Half towards images of other classes, half in random directions, all as far as is proved."""
+    model = make()
+    radius = np.asarray(certify(model, data, jc.L2(0.01)).radius)
+    chosen = np.argsort(radius)[-20:]
+    x, radius = np.asarray(jc.data.to_float(data.images[chosen])), radius[chosen]
+    others = np.asarray(jc.data.to_float(data.images))
+    before = np.asarray(model(jnp.asarray(x))).argmax(axis=1)
+    turned, rng = (
+        jax.jit(lambda x, y: (model(x).argmax(axis=1) != y).sum()),
+        np.random.default_rng(0),
+    )
+    assert radius.min() > 0
+    for image, y, r in zip(x, before, radius, strict=True):
+        rivals = others[data.labels != y] - image
+        moves = rivals[rng.integers(len(rivals), size=500)]
+        moves = np.concatenate(
+            [moves + 0.1 * rng.normal(size=moves.shape), rng.normal(size=moves.shape)]
+        )
+        moves /= np.linalg.norm(moves.reshape(1000, -1), axis=1)[:, None, None, None]
+        # Beyond the pixels' box, where the radius holds as well.
+        assert not turned(jnp.asarray(image + 0.9999 * r * moves, jnp.float32), int(y))
+
+
 def test_clean_verdicts_are_those_of_the_evaluation(data):
     clean = jc.evaluation.correct(cnn_clusters(), data)
     assert clean.mean() > 0.5
