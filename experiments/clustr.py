@@ -115,8 +115,9 @@ class Experiment:
         if not self.quick:
             return setting
         return dataclasses.replace(
-            setting, model="cnn", arguments=(), lipschitz=(("width", 2), ("hidden", 16)), seeds=2,
-            epochs=2, num_images=480, test_images=8, batch_size=120, nearest=(1,), short=True,
+            setting, model="cnn", arguments=(("widths", (8,)), ("hidden", 16)), seeds=2, epochs=2,
+            lipschitz=(("width", 2), ("hidden", 16)), num_images=480, test_images=8,
+            batch_size=120, nearest=(1,), short=True,
         )  # fmt: skip
 
     def _rows(

@@ -111,9 +111,9 @@ def _in_batches(
     function: Any, rows: np.ndarray, fixed: Any, *arrays: np.ndarray
 ) -> tuple[Any, ...]:
     """The function's results for these rows of the arrays, in batches of one size."""
-    parts = []
-    for begin in range(0, len(rows), _BATCH):
-        some = np.resize(rows[begin : begin + _BATCH], _BATCH)
+    parts, size = [], min(_BATCH, len(arrays[0]))
+    for begin in range(0, len(rows), size):
+        some = np.resize(rows[begin : begin + size], size)
         with jax.default_matmul_precision("highest"):
             parts.append(jax.device_get(function(fixed, *(array[some] for array in arrays))))
     return tuple(np.concatenate(column)[: len(rows)] for column in zip(*parts, strict=True))
