@@ -32,6 +32,17 @@ def test_the_examples_run(capsys, tmp_path, monkeypatch):
     assert float(capsys.readouterr().out.split()[0]) == names["result"].robust_accuracy
 
 
+def test_the_example_about_clustr_runs(capsys):
+    example = (ROOT / "docs/clustr.md").read_text().split("```python\n")[1].split("```")[0]
+    for whole, part in (("epochs=20", "epochs=1"), ('"test")', '"test").take(40)')):
+        assert example.count(whole) == 1
+        example = example.replace(whole, part)
+    names = {}
+    exec(example, names)
+    assert capsys.readouterr().out.startswith("[")
+    assert names["head"].scores(names["h"]).shape == (40, 10)
+
+
 def test_every_command_it_names_exists():
     from jaxclus.cli import _main
 
@@ -40,9 +51,16 @@ def test_every_command_it_names_exists():
     assert named <= set(_main._COMMANDS) and "train" in named
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/clustering_effect.md"])
-def test_figures_with_a_spread_stand_in_the_results(page):
-    tables = (ROOT / "experiments/results").glob("clustering_effect-*.md")
+@pytest.mark.parametrize(
+    "page, results",
+    [
+        ("README.md", "*.md"),
+        ("docs/clustering_effect.md", "clustering_effect-*.md"),
+        ("docs/clustr.md", "clustr-*.md"),
+    ],
+)
+def test_figures_with_a_spread_stand_in_the_results(page, results):
+    tables = (ROOT / "experiments/results").glob(results)
     measured = {f for table in tables for f in _spreads(table.read_text())}
     shown = _spreads((ROOT / page).read_text())
     assert shown and shown <= measured
