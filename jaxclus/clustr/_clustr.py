@@ -12,12 +12,7 @@ from jaxclus.clustr import _sampler, _state
 from jaxclus.clustr._classifier import ClusterClassifier
 from jaxclus.clustr._magnet import magnet_loss
 from jaxclus.clustr._state import Clusters
-from jaxclus.training.objectives import (
-    Objective,
-    Outcome,
-    Seen,
-    TrainingModel,
-)
+from jaxclus.training.objectives import Objective, Outcome, Seen, TrainingModel
 from jaxclus.training.objectives._base import accuracy
 
 

@@ -13,10 +13,7 @@ from jaxclus.clustr._classifier import ClusterClassifier
 from jaxclus.clustr._clustr import ClusTR
 from jaxclus.clustr._state import Clusters
 from jaxclus.threat import Linf, Threat
-from jaxclus.training.objectives import (
-    Outcome,
-    TrainingModel,
-)
+from jaxclus.training.objectives import Outcome, TrainingModel
 from jaxclus.training.objectives._consistency import FromNearby, divergence
 
 

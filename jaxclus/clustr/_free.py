@@ -12,10 +12,7 @@ from jaxclus.attacks import PGD, Attack
 from jaxclus.clustr._clustr import ClusTR
 from jaxclus.clustr._state import Clusters
 from jaxclus.threat import Linf
-from jaxclus.training.objectives import (
-    FreeAdversarial,
-    Seen,
-)
+from jaxclus.training.objectives import FreeAdversarial, Seen
 
 
 class FreeState(NamedTuple):
