@@ -75,17 +75,16 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"# ClusTR on {result['dataset']}",
         "",
-        f"`{result['command']}` ({result['hardware']}; JAX {result['versions']['jax']}; training "
-        f"{result['minutes']['training']} min, evaluation {result['minutes']['evaluation']} min). "
-        f"Mean and standard deviation over seeds 0 to {setting['seeds'] - 1}. Linf eps {eps} "
-        "unless it says otherwise. Published: PGD-20 and PGD-100 (steps of 2/255, 10 restarts) on "
-        "the scores, the restart of the largest cross-entropy counts. Scores: the same, any "
-        "success counts. Logits: the same on the log-domain logits, any success counts. Networks "
-        "without clusters have one kind of logits, and no scores. AutoAttack: "
-        f'"standard", on the logits. Attacks on the first {setting["test_images"]} test images. '
-        "Clean accuracy on all test images. Saturated: images on which the cross-entropy of the "
-        "scores has no gradient above 1e-8, at random points of the ball. Radius: the median "
-        "certified L2 radius over all test images, 0 for misclassified ones.",
+        f"`{result['command']}` ({result['hardware']}; JAX {result['versions']['jax']}). Mean and "
+        f"standard deviation over seeds 0 to {setting['seeds'] - 1}. Linf eps {eps} unless it says "
+        "otherwise. Published: PGD-20 and PGD-100 (steps of 2/255, 10 restarts) on the scores, the "
+        "restart of the largest cross-entropy counts. Scores: the same, any success counts. "
+        "Logits: the same on the log-domain logits, any success counts. Networks without clusters "
+        'have one kind of logits, and no scores. AutoAttack: "standard", on the logits. Attacks on '
+        f"the first {setting['test_images']} test images. Clean accuracy on all test images. "
+        "Saturated: images on which the cross-entropy of the scores has no gradient above 1e-8, at "
+        "random points of the ball. Radius: the median certified L2 radius over all test images, 0 "
+        "for misclassified ones.",
         "",
         "| network | clean % | published, PGD-20 % | published, PGD-100 % | scores, PGD-100 % "
         "| logits, PGD-100 % | AutoAttack % | saturated % | radius |",

@@ -64,7 +64,7 @@ def test_clustr_claims_and_tables(part):
         assert not primary
     result = {
         "dataset": "digits", "part": part, "setting": dataclasses.asdict(setting), "rows": rows,
-        "claims": found, "minutes": {"training": 1.0, "evaluation": 1.0}, "command": "it",
+        "claims": found, "command": "it",
         "hardware": "this", "versions": {"jax": "0"},
     }  # fmt: skip
     table = clustr_summary.table(result)
