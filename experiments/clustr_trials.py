@@ -19,11 +19,12 @@ class Setting:
         arguments: of the architecture.
         lipschitz: those of the Lipschitz-bounded one, `lipschitz_resnet8`.
         eps: Linf radius of training and of AutoAttack, one of the published grid.
-        seeds: number of seeds.
+        seeds: of weights, order and attacks; a pilot has seen 0 to 5.
         num_images: the first so many train.
-        epochs: of each training, but for those that are longer.
+        epochs: of a training, times the trial's `epochs`.
         attack_steps: of PGD in adversarial training and TRADES.
-        test_images: the first so many are attacked.
+        first_image: where the attacked test images begin; a pilot has seen the first 1,000.
+        test_images: how many are attacked.
         batch_size: of training.
         nearest: L of the scores, beside the number of clusters.
         short: whether AutoAttack is a few steps of APGD instead: a smoke test.
@@ -33,10 +34,11 @@ class Setting:
     arguments: tuple[tuple[str, Any], ...]
     lipschitz: tuple[tuple[str, Any], ...]
     eps: float
-    seeds: int = 6
+    seeds: tuple[int, ...] = (6, 7, 8, 9, 10, 11)
     num_images: int | None = None
-    epochs: int = 3
+    epochs: int = 8
     attack_steps: int = 7
+    first_image: int = 1000
     test_images: int = 1000
     batch_size: int = 240
     nearest: tuple[int, ...] = (1, 5, 10)
@@ -49,6 +51,10 @@ class Setting:
         members = (jc.attacks.APGD(ball, steps=3),)
         return jc.attacks.AutoAttack(ball, version="custom", attacks=members)
 
+    def targeted(self, ball: jc.threat.Threat) -> jc.attacks.TargetedAPGD:
+        """The attack on the distances to clusters."""
+        return jc.attacks.TargetedAPGD(ball, steps=3 if self.short else 100)
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -60,8 +66,9 @@ class Trial:
         settings: the objective's, where they are not the published ones.
         start: the trial whose network it goes on from, or None.
         parts: of the experiment that have it.
+        base: the trial that it differs from in one thing.
+        epochs: how many times the setting's epochs it is trained.
         lipschitz: whether the network is Lipschitz-bounded.
-        longer: how many times the setting's epochs it is trained.
     """
 
     name: str
@@ -69,40 +76,51 @@ class Trial:
     settings: tuple[tuple[str, Any], ...] = ()
     start: str | None = None
     parts: tuple[str, ...] = ("headline",)
+    base: str | None = None
+    epochs: float = 1
     lipschitz: bool = False
-    longer: int = 1
 
 
 def trials(part: str) -> list[Trial]:
-    """The networks of a part of the experiment: one factor at a time around the published ones."""
-    both = ("headline", "ablations")
+    """The networks of a part of the experiment.
 
-    def other(name: str, method: str, **settings: Any) -> Trial:
-        return Trial(name, method, tuple(settings.items()), "standard", ("ablations",))
+    PGD training and TRADES have as many epochs as ClusTR and the network that it starts from. A
+    batch of free training is used four times over, in a quarter of the epochs.
+    """
+    both, ablations, certificates = ("headline", "ablations"), ("ablations",), ("certificates",)
 
-    def lipschitz(name: str, **fields: Any) -> Trial:
-        return Trial(f"{name}, Lipschitz", name, parts=("certificates",), lipschitz=True, **fields)
+    def other(
+        name: str, base: str = "qtrades", method: str = "qtrades", epochs: float = 1, **given: Any
+    ) -> Trial:
+        settings = tuple(given.items())
+        return Trial(name, method, settings, "standard", ablations, base, epochs)
 
-    # PGD training and TRADES have as many epochs as ClusTR and the network that it starts from.
+    lipschitz = {"parts": certificates, "lipschitz": True}
     every = [
         Trial("standard", "standard", parts=both),
-        Trial("pgd", "pgd", longer=2),
-        Trial("trades", "trades", longer=2),
+        Trial("standard, continued", "standard", start="standard"),
+        Trial("pgd", "pgd", epochs=2, parts=both),
+        Trial("trades", "trades", epochs=2),
         Trial("clustr", "clustr", start="standard", parts=both),
         Trial("qtrades", "qtrades", start="standard", parts=both),
-        other("qtrades, lambda 2", "qtrades", beta=2.0),
-        other("qtrades, lambda 32", "qtrades", beta=32.0),
+        other("qtrades, lambda 2", beta=2.0),
+        other("qtrades, lambda 32", beta=32.0),
         # One cluster for each class allows no more than 10 to a batch.
-        other("qtrades, m 10", "qtrades", clusters_per_batch=10),
-        other("qtrades, m 10, K 1", "qtrades", clusters_per_batch=10, clusters_per_class=1),
-        other("qtrades, K 4", "qtrades", clusters_per_class=4),
-        other("qtrades, alpha 1", "qtrades", alpha=1.0),
-        Trial("qtrades, epochs x 3", "qtrades", (), "standard", ("ablations",), longer=3),
-        other("qtrades, as published", "qtrades", as_published=True),
-        other("clustr, TRADES' adversary", "clustr_trades"),
-        other("clustr, free", "clustr_free"),
-        lipschitz("standard"),
-        lipschitz("clustr", start="standard, Lipschitz"),
+        other("qtrades, m 10", clusters_per_batch=10),
+        other("qtrades, m 10, K 1", "qtrades, m 10", clusters_per_batch=10, clusters_per_class=1),
+        other("qtrades, K 4", clusters_per_class=4),
+        other("qtrades, alpha 1", alpha=1.0),
+        other("qtrades, L 10", nearest=10),
+        other("qtrades, epochs x 3", epochs=3),
+        other("qtrades, as published", as_published=True),
+        other("qtrades, adversary of TRADES", method="clustr_trades"),
+        other("clustr, epochs x 3", "clustr", "clustr", epochs=3),
+        other("clustr, free", "clustr", "clustr_free", epochs=0.25),
+        Trial("standard, Lipschitz", "standard", **lipschitz),
+        Trial(
+            "standard, Lipschitz, continued", "standard", start="standard, Lipschitz", **lipschitz
+        ),
+        Trial("clustr, Lipschitz", "clustr", start="standard, Lipschitz", **lipschitz),
     ]
     return [trial for trial in every if part in trial.parts]
 
@@ -124,13 +142,13 @@ def objective(trial: Trial, setting: Setting) -> objectives.Objective:
 def config(trial: Trial, setting: Setting) -> TrainingConfig:
     """How a network is trained.
 
-    ClusTR with Adam, without weight decay, as published, but at a rate of 1e-3 on a cosine instead
-    of 1e-4 for up to 90 epochs: the trainings here are short.
+    What goes on from another network with Adam, without weight decay, as ClusTR is published, but
+    at a rate of 1e-3 on a cosine instead of 1e-4 for up to 90 epochs: the trainings here are short.
     """
-    epochs = trial.longer * setting.epochs
+    epochs = max(1, round(trial.epochs * setting.epochs))
     common: dict[str, Any] = {"epochs": epochs, "batch_size": setting.batch_size}
     if trial.start is not None or trial.lipschitz:
-        rate = 5e-3 if trial.lipschitz and trial.method == "standard" else 1e-3
+        rate = 5e-3 if trial.lipschitz and trial.start is None else 1e-3
         return TrainingConfig(optimizer="adamw", learning_rate=rate, weight_decay=0.0, **common)
     return TrainingConfig(learning_rate=0.1, weight_decay=5e-4, schedule="cyclic", **common)
 
