@@ -20,6 +20,22 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="module", autouse=True)
+def two_devices(request):
+    """Where nobody names devices there are two: on few cores each of eight adds its own time."""
+    from jaxclus import parallel
+
+    mesh = parallel.mesh
+
+    def small_mesh(devices=None):
+        return mesh(jax.devices()[:2] if devices is None else devices)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem != "test_parallel":
+            patch.setattr(parallel, "mesh", small_mesh)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
 def forget_programs():
     """Compiled programs of one file are of no use to the next, and take gigabytes together."""
     yield

@@ -53,11 +53,7 @@ def test_every_command_it_names_exists():
 
 @pytest.mark.parametrize(
     "page, results",
-    [
-        ("README.md", "*.md"),
-        ("docs/clustering_effect.md", "clustering_effect-*.md"),
-        ("docs/clustr.md", "clustr-*.md"),
-    ],
+    [("README.md", "*.md"), ("docs/clustering_effect.md", "clustering_effect-*.md")],
 )
 def test_figures_with_a_spread_stand_in_the_results(page, results):
     tables = (ROOT / "experiments/results").glob(results)

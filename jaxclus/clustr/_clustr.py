@@ -27,8 +27,9 @@ class ClusTR(Objective):
     fit into the set. The trained model is the network's embeddings under a `ClusterClassifier`.
 
     Where the published code is wrong or silent, this is done:
-    - The variance, as the clusters, is that of embeddings in eval mode; there in train mode (*).
-    - Images are embedded for clusters as they are, there augmented.
+    - The variance, as the clusters, is that of embeddings in eval mode; there the variance (*) and
+      the first clusters are those of train mode.
+    - Images are embedded for clusters, variance and logged loss as they are, there augmented.
     - What is logged after an epoch leaves BatchNorm's statistics alone; there training *and test*
       images pass in train mode, so that the saved network has seen the test set.
     - A cluster with too few images gives them repeatedly; there the batch is skipped in silence,

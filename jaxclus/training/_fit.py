@@ -171,9 +171,7 @@ class _Trainer:
             for step in range(done, total):
                 if order is None or step % per_epoch == 0:
                     epoch = np.int32(step // per_epoch)
-                    order = _step.epoch_order(
-                        self.keys.order, epoch, self.labels, program=self.program
-                    )
+                    order = _step.epoch_order(self.keys.order, epoch, count=len(self.labels))
                 state, metrics = _step.train_step(
                     state, self.keys.step, order, self.images, self.labels, program=self.program
                 )

@@ -140,11 +140,10 @@ def abstract_state(
     )
 
 
-@partial(jax.jit, static_argnames=("program",))
-def epoch_order(key: jax.Array, epoch: jax.Array, labels: jax.Array, *, program: Program):
-    """The order [n] in which an epoch visits the images."""
-    order = jax.random.permutation(jax.random.fold_in(key, epoch), labels.shape[0])
-    return jax.lax.with_sharding_constraint(order, parallel.replicated(program.mesh))
+@partial(jax.jit, static_argnames=("count",))
+def epoch_order(key: jax.Array, epoch: jax.Array, *, count: int) -> jax.Array:
+    """The order [count] in which an epoch visits the images; it is where the key is."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), count)
 
 
 @partial(_compile.jit, static_argnames=("program",), donate_argnames=("state",))

@@ -314,7 +314,7 @@ def test_one_grey_image_of_two_classes(name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_all_devices(name):
-    mesh = parallel.mesh()
+    mesh = parallel.mesh(jax.devices())
     assert mesh.size == BATCH
     x, y = jax.device_put((X, Y), parallel.over_batch(mesh))
     model = jax.device_put(MODEL, parallel.replicated(mesh))

@@ -277,7 +277,7 @@ def test_eight_devices_give_the_same(axis):
     mask = np.arange(64) < np.arange(57, 65)[:, None]
     points[0, :40] = points[0, 0]
     spec = PartitionSpec("data") if axis == "data sets" else PartitionSpec(None, "data")
-    placement = NamedSharding(parallel.mesh(), spec)
+    placement = NamedSharding(parallel.mesh(jax.devices()), spec)
     split = jax.device_put((points, mask), placement)
     assert len(split[0].sharding.device_set) == 8
     found = kmeans(KEY, split[0], 3, split[1], num_init=2)

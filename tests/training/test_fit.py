@@ -104,7 +104,9 @@ def test_weights_depend_on_key_and_initial_weights_and_nothing_is_compiled_anew(
 
 def test_a_trained_model_trains_on_on_other_devices(digits, standard_run):
     config = dataclasses.replace(DIGITS, epochs=1, learning_rate=0.01)
-    everywhere = jax.device_put(standard_run.model, parallel.replicated(parallel.mesh()))
+    everywhere = jax.device_put(
+        standard_run.model, parallel.replicated(parallel.mesh(jax.devices()))
+    )
     run = fit(
         jax.random.key(5), everywhere, digits.take(128), Standard(), config,
         devices=jax.devices()[1:2], progress=False,
@@ -336,8 +338,8 @@ def test_progress_goes_to_stderr(capfd):
     [
         ({"key": jnp.zeros(2, jnp.uint32)}, "`key` must be a typed key"),
         (
-            {"config": TrainingConfig(batch_size=12)},
-            r"`batch_size` must be a multiple .* 8, got 12",
+            {"config": TrainingConfig(batch_size=11)},
+            r"`batch_size` must be a multiple .* 2, got 11",
         ),
         ({"config": TrainingConfig(batch_size=64)}, "`data` must hold at least one batch of 64"),
         ({"data": np.zeros((32, 8, 8, 1))}, "`data` must be a jc.data.Dataset, got ndarray"),
