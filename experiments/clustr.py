@@ -24,8 +24,10 @@ a Lipschitz-bounded network, whose distances prove something. Evaluations:
 
 Published minus scores is the selection of restarts; scores minus logits, what attacking the scores
 costs the attacker; logits minus worst, what a weak attack does. Where an attack stands still, all
-its gradients 0, is counted, on scores and on logits. Networks without clusters have one kind of
-logits, whose "published" evaluation is given beside.
+its gradients 0, is counted, on scores and on logits; and of the images that one restart on the
+scores leaves, on how many their loss is flat, its gradient is opposed to that of the logits, and
+steps on the logits from there succeed. Networks without clusters have one kind of logits, whose
+"published" evaluation is given beside.
 
 Trainings are short and at a higher rate than published: claims are about these. ClusTR goes on from
 the standard network, as published; PGD training and TRADES have as many epochs as both together.
@@ -46,10 +48,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import tyro
 
 import jaxclus as jc
-from experiments import clustr_evaluation, clustr_summary, clustr_trials
+from experiments import clustr_evaluation, clustr_mechanism, clustr_summary, clustr_trials
 from experiments.clustering_effect import JPEG_Q75
 from experiments.clustr_evaluation import evaluated
 from experiments.clustr_trials import Setting, Trial, config, objective, trained, trials
@@ -161,8 +164,19 @@ class Experiment:
             row["epochs"] = config(trial, setting).epochs
             return row | evaluated(trial, setting, seed, test, run.model, directory)
 
+        def looked_into(_: Path) -> dict[str, Any]:
+            key = jax.random.fold_in(jax.random.key(seed), 2)
+            few = test.subset(setting.first_image + np.arange(setting.test_images))
+            return clustr_mechanism.stopped_short(key, jc.load(directory), few, setting)
+
         networks[trial.name] = lambda: jc.models.parts(jc.load(directory))[0]
-        return kept(directory, made_of, f"{trial.name}, seed {seed}", compute)
+        label = f"{trial.name}, seed {seed}"
+        row = kept(directory, made_of, label, compute)
+        if self.part == "headline" and trial.method in ("clustr", "qtrades"):
+            made_of += (sources(clustr_mechanism),)
+            where = directory / "mechanism"
+            row["stopped_short"] = kept(where, made_of, f"{label}, mechanism", looked_into)
+        return row
 
 
 if __name__ == "__main__":

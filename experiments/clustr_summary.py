@@ -119,7 +119,7 @@ def table(result: dict[str, Any]) -> str:
         cells.append(f"{np.mean([row['median_radius'] for row in own]):.2g}")
         lines.append(f"| {' | '.join(cells)} |")
     if result["part"] == "headline":
-        lines += ["", *_grid_lines(rows), "", *_nearest_lines(rows)]
+        lines += ["", *_grid_lines(rows), "", *_nearest_lines(rows), "", *_mechanism_lines(rows)]
     if result["part"] == "certificates":
         lines += ["", *_certificate_lines(rows)]
     if result["claims"]:
@@ -152,6 +152,22 @@ def _nearest_lines(rows: Sequence[Row]) -> Iterable[str]:
     for nearest in own[0]["nearest"]:
         paths = (f"nearest.{nearest}.{name}" for name in ("clean_accuracy", "published_20"))
         yield f"| {' | '.join([nearest, *(cell(own, path, percent=True) for path in paths)])} |"
+
+
+def _mechanism_lines(rows: Sequence[Row]) -> Iterable[str]:
+    yield (
+        "One restart of PGD-100 on the scores. Standing: the images that are classified rightly at "
+        "its end. Of those: the scores' cross-entropy is within 0.001 of log k, as far from all "
+        "clusters (flat); its gradient and that of the logits' cross-entropy have a negative inner "
+        "product (opposed); broken by the same steps, going on from there on the logits (broken)."
+    )
+    yield ""
+    yield "| network | standing % | flat % | opposed % | broken % |"
+    yield "|---|---|---|---|---|"
+    for name in dict.fromkeys(row["trial"] for row in rows if "stopped_short" in row):
+        own = [row for row in rows if row["trial"] == name]
+        paths = (f"stopped_short.{name}" for name in ("standing", "flat", "opposed", "broken"))
+        yield f"| {name} | {' | '.join(cell(own, path, percent=True) for path in paths)} |"
 
 
 def _certificate_lines(rows: Sequence[Row]) -> Iterable[str]:

@@ -10,7 +10,14 @@ import pytest
 import tyro
 
 import jaxclus as jc
-from experiments import clustr, clustr_evaluation, clustr_summary, clustr_trials, rows
+from experiments import (
+    clustr,
+    clustr_evaluation,
+    clustr_mechanism,
+    clustr_summary,
+    clustr_trials,
+    rows,
+)
 
 
 def test_clustr_quick(tmp_path, capsys):
@@ -30,6 +37,7 @@ def test_clustr_quick(tmp_path, capsys):
     assert row["worst"] <= min(row[f"{name}_100"]["25.5/255"] for name in ("scores", "logits"))
     assert row["worst"] <= row["autoattack"]["25.5/255"] <= row["autoattack"]["8/255"]
     assert row["steps"] == 2 * (480 // 120) and row["epochs"] == 2
+    assert 0 <= row["stopped_short"]["standing"] <= 1
     table = name.with_suffix(".md").read_text()
     assert "| qtrades | " in table and "| L | clean % |" in table
     assert name.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -58,6 +66,8 @@ def test_clustr_claims_and_tables(part):
                 scores = {name: value + 0.1 for name, value in curve.items()}
                 row |= {"scores_20": scores, "scores_100": scores, "stuck_scores": 0.1}
                 row["nearest"] = {"1": {"clean_accuracy": 0.8, "published_20": 0.3}}
+                shares = dict.fromkeys(("standing", "opposed", "broken"), 0.3) | {"flat": None}
+                row["stopped_short"] = shares
             if trial.lipschitz:
                 row |= {"l2": {"0.25": {"certified": 0.2, "attacked": 0.4}}, "lipschitz": 0.9}
             found_rows.append(row)
@@ -76,6 +86,8 @@ def test_clustr_claims_and_tables(part):
     for trial in clustr_trials.trials(part):
         assert f"| {trial.name} | 8 (664) | 80.0 ± 0.0 | 90.0 ± 0.0 |" in table
     assert ("20.0 ± 0.0 to 40.0 ± 0.0" in table) == (part == "certificates")
+    ends = "| qtrades | 30.0 ± 0.0 | - | 30.0 ± 0.0 | 30.0 ± 0.0 |"
+    assert (ends in table) == (part == "headline")
 
 
 def test_every_trial_is_unlike_the_others_and_has_what_it_needs():
@@ -127,6 +139,39 @@ def test_the_published_evaluation_can_miss_what_it_found():
     # Another classifier judges, and of the clean image too.
     wrong = jax.tree_util.Partial(lambda x: slope(x)[:, ::-1])
     assert not clustr_evaluation.attacked(key, slope, wrong, images, 0.04).robust[100].any()
+
+
+def one_pixel_clusters(centres, variance):
+    """A network whose embedding is (pixel, 0), under a cluster for each class."""
+    network = jc.models.create(
+        "cnn", 2, (1, 1, 1), jax.random.key(0), widths=(), hidden=2, mean=(0.0,), std=(1.0,)
+    )
+    network.dense.kernel[...], network.dense.bias[...] = jnp.array([[1.0, 0.0]]), jnp.zeros(2)
+    places = jnp.array([[place, 0.0] for place in centres])
+    head = jc.clustr.ClusterClassifier(places, (0, 1), variance=variance)
+    return jc.Chain(jc.models.features(network), head)
+
+
+def test_where_an_attack_on_scores_stops_short():
+    setting = dataclasses.replace(clustr.SETTINGS["digits"], eps=0.3)
+    images = jc.data.Dataset(np.full((6, 1, 1, 1), 153, np.uint8), np.zeros(6, np.int32))
+
+    def found(centres, variance):
+        model = one_pixel_clusters(centres, variance)
+        return clustr_mechanism.stopped_short(jax.random.key(0), model, images, setting)
+
+    # From 0.6 in [0.3, 0.9]. The own cluster is at 0.6, the other one at 0.35: away from the own
+    # one is away from both, to 0.9, where the scores are not 0 yet; on logits the way is back.
+    away = found((0.6, 0.35), 0.05)
+    assert 0 < away["standing"] <= 1
+    assert away == {"standing": away["standing"], "flat": 0, "opposed": 1, "broken": 1}
+    # Narrow clusters: the scores are nearly 0 there.
+    flat = found((0.6, 0.35), 2e-3)
+    assert flat == {"standing": flat["standing"], "flat": 1, "opposed": 1, "broken": 1}
+    # Nothing stands where the other cluster is all around.
+    assert found((0.0, 0.6), 0.05) == {
+        "standing": 0, "flat": None, "opposed": None, "broken": None
+    }  # fmt: skip
 
 
 def test_the_published_attack_image_by_image(monkeypatch):
