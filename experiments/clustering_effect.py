@@ -26,7 +26,7 @@ Results: experiments/results/clustering_effect-DATASET.json, a table in .md, fig
 CPU cores, at 6 seeds: Fashion-MNIST (all factors) and CIFAR-10 (method, regulariser, transfer, on
 20,000 images), about 2 hours each; the files say how long they took. On an accelerator CIFAR-10
 trains ResNet-18 on all images, in a setting for 20 minutes that nobody has measured yet.
-Interrupted, the same command goes on.
+Interrupted, the same command goes on, as long as the library and the trials stay as they are.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ import jax
 import tyro
 
 import jaxclus as jc
-from experiments import clustering_figures, clustering_summary
+from experiments import clustering_figures, clustering_summary, clustering_trials
 from experiments.clustering_trials import (
     Setting,
     Transfer,
@@ -48,7 +48,7 @@ from experiments.clustering_trials import (
     transfer_plan,
     transferred,
 )
-from experiments.rows import kept
+from experiments.rows import kept, sources
 from jaxclus import runs
 
 # Fingerprint of the CIFAR-10 test set of TFDS 3.0.2 re-encoded as JPEG of quality 75.
@@ -200,7 +200,9 @@ class Experiment:
     ) -> dict[str, Any]:
         """A row from the last time, if it was made of the same things; else computed and kept."""
         name = f"{self.dataset}{'-quick' if self.quick else ''}-{trial.name}-{seed}"
-        directory = self.work / name.replace(", ", "-").replace(" ", "_")
+        # Of changed code nothing is kept, neither rows nor checkpoints.
+        code = sources(jc, clustering_trials)
+        directory = self.work / code / name.replace(", ", "-").replace(" ", "_")
         # Which other trials and how many seeds there are changes nothing.
         common = dataclasses.replace(setting, seeds=0, factors=(), methods=(), eps_factors=())
         if isinstance(trial, Transfer):

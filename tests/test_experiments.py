@@ -46,7 +46,8 @@ def test_clustering_effect_quick(tmp_path, capsys):
     (pgd, *_) = (row for row in written["rows"] if row["trial"] == "pgd")
     assert pgd["epochs"][-1] == pytest.approx(pgd["without_batch_norm"]["difference"], abs=1e-4)
     few = jc.data.load("digits", "test").take(8)
-    model = jc.load(tmp_path / "work" / "digits-quick-pgd-0")
+    (directory,) = (tmp_path / "work").glob("*/digits-quick-pgd-0")
+    model = jc.load(directory)
     assert 0 <= pgd["autoattack_accuracy"] <= jc.evaluation.correct(model, few).mean()
     transfers = [row for row in written["rows"] if row["trial"] == "transfer, pgd, logits"]
     assert [row["taken_out"] for row in transfers] == [-1, -2]
