@@ -166,7 +166,7 @@ def _mechanism_lines(rows: Sequence[Row]) -> Iterable[str]:
     yield "|---|---|---|---|---|"
     for name in dict.fromkeys(row["trial"] for row in rows if "stopped_short" in row):
         own = [row for row in rows if row["trial"] == name]
-        paths = (f"stopped_short.{name}" for name in ("standing", "flat", "opposed", "broken"))
+        paths = (f"stopped_short.{of}" for of in ("standing", "flat", "opposed", "broken"))
         yield f"| {name} | {' | '.join(cell(own, path, percent=True) for path in paths)} |"
 
 

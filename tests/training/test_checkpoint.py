@@ -64,7 +64,8 @@ def test_round_trip_into_a_template(checkpoints):
 
 
 def test_round_trip_to_the_host(checkpoints):
-    checkpoints.save(3, parallel.copy_to(STATE, parallel.replicated(parallel.mesh())), META)
+    everywhere = parallel.replicated(parallel.mesh(jax.devices()))
+    checkpoints.save(3, parallel.copy_to(STATE, everywhere), META)
     found, meta = checkpoints.restore()
     assert meta == META
     assert found["none"] is None and found["empty"] == ()

@@ -338,8 +338,8 @@ def test_progress_goes_to_stderr(capfd):
     [
         ({"key": jnp.zeros(2, jnp.uint32)}, "`key` must be a typed key"),
         (
-            {"config": TrainingConfig(batch_size=11)},
-            r"`batch_size` must be a multiple .* 2, got 11",
+            {"config": TrainingConfig(batch_size=12), "devices": jax.devices()},
+            r"`batch_size` must be a multiple .* 8, got 12",
         ),
         ({"config": TrainingConfig(batch_size=64)}, "`data` must hold at least one batch of 64"),
         ({"data": np.zeros((32, 8, 8, 1))}, "`data` must be a jc.data.Dataset, got ndarray"),

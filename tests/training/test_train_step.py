@@ -236,6 +236,7 @@ def test_same_memory_on_eight_devices():
     one, _ = memory_after(0, data, order=order, augmentation=augmentation)
     run = fit(
         jax.random.key(0), Memory(data), data, Memorise(order),
-        dataclasses.replace(PLAIN_SGD, batch_size=8), augmentation=augmentation, progress=False,
+        dataclasses.replace(PLAIN_SGD, batch_size=8), augmentation=augmentation,
+        devices=jax.devices(), progress=False,
     )  # fmt: skip
     np.testing.assert_array_equal(one, -np.asarray(run.model.seen[...]))

@@ -111,7 +111,8 @@ def run_directory(tmp_path_factory):
                 made[validated, averaged] = jc.training.fit(
                     jax.random.key(0), create(), digits.take(64), Standard(), config,
                     validation=digits.subset(np.arange(100, 150)) if validated else None,
-                    directory=tmp_path_factory.mktemp("run"), progress=False,
+                    directory=tmp_path_factory.mktemp("run"), devices=jax.devices(),
+                    progress=False,
                 )  # fmt: skip
         return made[validated, averaged]
 
