@@ -63,7 +63,7 @@ NARROW = (("width", 8), ("hidden", 64))  # the Lipschitz-bounded network
 SETTINGS = {
     "fashion_mnist": Setting("cnn", (), NARROW, 25.5 / 255, num_images=20_000),
     "mnist": Setting("cnn", (), NARROW, 25.5 / 255, num_images=20_000),
-    "cifar10": Setting("resnet8", (("width", 16),), NARROW, 8 / 255, num_images=20_000),
+    "cifar10": Setting("cnn", (), NARROW, 8 / 255, num_images=20_000),
     "cifar10 on an accelerator": Setting("resnet18", (), (), 8 / 255, seeds=(6, 7, 8), epochs=15),
     "digits": Setting(
         "cnn", (), NARROW, 25.5 / 255, epochs=20, batch_size=120, first_image=0, test_images=360

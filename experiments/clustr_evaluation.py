@@ -72,7 +72,7 @@ def adapted(
     """Whether the model is right [n] after targeted APGD on the distances to the clusters."""
     attack = setting.targeted(jc.Linf(setting.eps))
     found = jc.evaluation.robustness(key, distances, attack, images)
-    (logits,) = _in_batches(_outputs, np.arange(len(images)), model, found.adversarial)
+    (logits,) = in_batches(_outputs, np.arange(len(images)), model, found.adversarial)
     return logits.argmax(axis=1) == images.labels
 
 
@@ -85,8 +85,8 @@ class Attacked(NamedTuple):
         published: by number of steps, the share of images that the published code calls robust: of
             its restarts the one of the largest cross-entropy counts, whether or not another one
             fooled the network.
-        stuck: of the ends that are still classified rightly after 100 steps, the share where the
-            attacked loss has gradient 0 in every pixel, so that no step leads away; 0 without any.
+        stuck: of the ends that are still classified rightly, the share where the attacked loss has
+            gradient 0 in every pixel, so that no step leads away; 0 without any.
     """
 
     robust: dict[int, np.ndarray]
@@ -95,7 +95,12 @@ class Attacked(NamedTuple):
 
 
 def attacked(
-    key: jax.Array, model: Any, judge: Any, images: jc.data.Dataset, eps: float
+    key: jax.Array,
+    model: Any,
+    judge: Any,
+    images: jc.data.Dataset,
+    eps: float,
+    steps: tuple[int, ...] = STEPS,
 ) -> Attacked:
     """The published attack on the model's outputs, after 20 and after 100 steps.
 
@@ -109,6 +114,7 @@ def attacked(
         judge: the classifier that decides about success.
         images: the images.
         eps: Linf radius.
+        steps: after how many of them to look, multiples of 20; the last one ends the attack.
     """
     ball, n = jc.Linf(eps), len(images)
     clean, y = np.asarray(jc.data.to_float(images.images)), np.asarray(images.labels)
@@ -116,32 +122,30 @@ def attacked(
     x_adv = np.concatenate([ball.random_start(key, jnp.asarray(clean)) for key in keys])
     x, labels, every = np.tile(clean, (RESTARTS, 1, 1, 1)), np.tile(y, RESTARTS), np.arange(n)
     everywhere = np.arange(len(x_adv))
-    logits = _in_batches(_outputs, everywhere, model, x_adv)[0]
-    clean_right = _in_batches(_outputs, every, judge, clean)[0].argmax(axis=1) == y
+    logits = in_batches(_outputs, everywhere, model, x_adv)[0]
+    clean_right = in_batches(_outputs, every, judge, clean)[0].argmax(axis=1) == y
     robust, published = {}, {}
-    for steps in range(STEPS[0], STEPS[-1] + 1, STEPS[0]):
+    for done in range(STEPS[0], steps[-1] + 1, STEPS[0]):
         standing = np.flatnonzero(logits.argmax(axis=1) == labels)
         if len(standing):
-            x_adv[standing], logits[standing] = _in_batches(
-                _climb, standing, (model, ball), x_adv, x, labels
+            x_adv[standing], logits[standing] = in_batches(
+                climb, standing, (model, ball), x_adv, x, labels
             )
-        if steps in STEPS:
-            right = _in_batches(_outputs, everywhere, judge, x_adv)[0].argmax(axis=1) == labels
-            robust[steps] = right.reshape(RESTARTS, n).all(axis=0) & clean_right
+        if done in steps:
+            right = in_batches(_outputs, everywhere, judge, x_adv)[0].argmax(axis=1) == labels
+            robust[done] = right.reshape(RESTARTS, n).all(axis=0) & clean_right
             losses = np.asarray(jc.losses.cross_entropy(*map(jnp.asarray, (logits, labels))))
             largest = losses.reshape(RESTARTS, n).argmax(axis=0)
             kept = logits.reshape(RESTARTS, n, -1)[largest, every]
-            published[steps] = float((kept.argmax(axis=1) == y).mean())
+            published[done] = float((kept.argmax(axis=1) == y).mean())
     standing = np.flatnonzero(logits.argmax(axis=1) == labels)
     stuck = 0.0
     if len(standing):
-        stuck = float((_in_batches(_slope, standing, model, x_adv, labels)[0] == 0).mean())
+        stuck = float((in_batches(_slope, standing, model, x_adv, labels)[0] == 0).mean())
     return Attacked(robust, published, stuck)
 
 
-def _in_batches(
-    function: Any, rows: np.ndarray, fixed: Any, *arrays: np.ndarray
-) -> tuple[Any, ...]:
+def in_batches(function: Any, rows: np.ndarray, fixed: Any, *arrays: np.ndarray) -> tuple[Any, ...]:
     """The function's results for these rows of the arrays, in batches of one size."""
     parts, size = [], min(_BATCH, len(arrays[0]))
     for begin in range(0, len(rows), size):
@@ -162,7 +166,7 @@ def _loss(x: jax.Array, model: Any, y: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 @jc.jit
-def _climb(
+def climb(
     fixed: tuple[Any, jc.Linf], x_adv: jax.Array, x: jax.Array, y: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """20 steps of images that stand, and the outputs at their end."""
@@ -193,9 +197,10 @@ def by_nearest(
     for nearest in (*setting.nearest, len(head.centres)):
         fewer = dataclasses.replace(head, nearest=nearest)
         model = jc.Chain(jc.models.features(network), fewer.score_classifier)
+        found = attacked(key, model, model, images, setting.eps, STEPS[:1])
         row[str(nearest)] = {
             "clean_accuracy": float(jc.evaluation.correct(model, images).mean()),
-            "published_20": attacked(key, model, model, images, setting.eps).published[20],
+            "published_20": found.published[STEPS[0]],
         }
     return row
 

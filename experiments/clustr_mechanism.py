@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxclus as jc
-from experiments.clustr_evaluation import STEPS, _climb, _in_batches
+from experiments.clustr_evaluation import STEPS, climb, in_batches
 from experiments.clustr_trials import Setting
 
 
@@ -43,12 +43,12 @@ def stopped_short(
 
     def climbed(classifier: Any, points: np.ndarray) -> np.ndarray:
         for _ in range(STEPS[-1] // STEPS[0]):
-            points, _ = _in_batches(_climb, every, (classifier, ball), points, clean, labels)
+            points, _ = in_batches(climb, every, (classifier, ball), points, clean, labels)
         return points
 
     points = climbed(scores, points)
-    right, loss, product = _in_batches(_seen, every, (scores, model), points, labels)
-    further = _in_batches(_seen, every, (scores, model), climbed(model, points), labels)[0]
+    right, loss, product = in_batches(_seen, every, (scores, model), points, labels)
+    further = in_batches(_seen, every, (scores, model), climbed(model, points), labels)[0]
     k = len(set(head.centre_classes))
     found = {"flat": loss >= np.log(k) - 1e-3, "opposed": product < 0, "broken": ~further}
     stands = {name: values[right] for name, values in found.items()}

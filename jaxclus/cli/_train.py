@@ -19,7 +19,9 @@ Method = Literal[
 ]  # fmt: skip
 # The settings that each method reads.
 _BALL = {"norm", "eps"}
-_CLUSTERS = {"clusters_per_class", "clusters_per_batch", "alpha", "nearest"}
+_CLUSTERS = {
+    "clusters_per_class", "clusters_per_batch", "alpha", "nearest", "cross_entropy_weight",
+}  # fmt: skip
 _SETTINGS: dict[str, set[str]] = {
     "standard": set(),
     "pgd": _BALL | {"attack_steps", "step_size"},
@@ -86,6 +88,8 @@ class Train:
     """ClusTR: margin of the Magnet loss; default 12.5."""
     nearest: int | None = None
     """ClusTR: how many clusters the published scores count; default all."""
+    cross_entropy_weight: float | None = None
+    """ClusTR: weight of an additional cross-entropy on the logits; default 0."""
     awp: float | None = None
     """Size of an adversarial perturbation of the weights (0.005 is usual); default none."""
     cluster: Literal["logits", "weight"] | None = None

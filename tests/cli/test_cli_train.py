@@ -90,8 +90,8 @@ def test_train_knows_every_objective(settings, wanted, name):
             clustr.QTRADES(threat=BALL, beta=2.0, step_size=0.05),
         ),
         (
-            {"method": "clustr_qtrades", "eps": 0.1, "nearest": 5},
-            clustr.QTRADES(threat=BALL, nearest=5),
+            {"method": "clustr_qtrades", "eps": 0.1, "nearest": 5, "cross_entropy_weight": 0.5},
+            clustr.QTRADES(threat=BALL, nearest=5, cross_entropy_weight=0.5),
         ),
         (
             {"method": "clustr_trades", "eps": 0.1, "attack_steps": 3},
