@@ -7,7 +7,8 @@ import numpy as np
 
 from experiments.clustr_evaluation import GRID, eps_name
 from experiments.clustr_trials import Setting, trials
-from experiments.rows import Claims, Row, cell, claim_lines
+from experiments.paired import spread
+from experiments.rows import Claims, Row, cell, claim_lines, value
 
 GRID_NAMES = tuple(eps_name(eps) for eps in GRID)
 CHECK = "check"
@@ -119,12 +120,41 @@ def table(result: dict[str, Any]) -> str:
         cells.append(f"{np.mean([row['median_radius'] for row in own]):.2g}")
         lines.append(f"| {' | '.join(cells)} |")
     if result["part"] == "headline":
-        lines += ["", *_grid_lines(rows), "", *_nearest_lines(rows), "", *_mechanism_lines(rows)]
+        lines += ["", *_answer_lines(rows, setting["eps"]), "", *_grid_lines(rows)]
+        lines += ["", *_nearest_lines(rows), "", *_mechanism_lines(rows)]
     if result["part"] == "certificates":
         lines += ["", *_certificate_lines(rows)]
     if result["claims"]:
         lines += ["", *claim_lines(result["claims"], no_accuracies=("median_radius",))]
     return "\n".join(lines) + "\n"
+
+
+def _answer_lines(rows: Sequence[Row], trained_eps: float) -> Iterable[str]:
+    yield (
+        "How much of what attacking the scores reports is gradient masking? Reported: the "
+        "published evaluation, PGD-100. Of that, in points: what another restart of the same "
+        "attack had broken (selection); what the same attack on the logits breaks beyond the "
+        "scores' (masking); what stronger attacks break beyond that (weak attack). Left: worst at "
+        "the radius of training, AutoAttack at others. Not there: the share of the reported "
+        "accuracy that is not left."
+    )
+    yield ""
+    names = "network", "Linf eps", "reported %", "selection", "masking", "weak attack", "left %"
+    yield f"| {' | '.join(names)} | not there |"
+    yield "|---" * (len(names) + 1) + "|"
+    for name in dict.fromkeys(row["trial"] for row in rows if "scores_100" in row):
+        own = [row for row in rows if row["trial"] == name]
+        for eps in own[0]["autoattack"]:
+            left = "worst" if eps == eps_name(trained_eps) else f"autoattack.{eps}"
+            paths = [f"{kind}_100.{eps}" for kind in ("published", "scores", "logits")] + [left]
+            found = np.array([[value(row, path) for path in paths] for row in own])
+            lost = [spread(100 * points) for points in (found[:, :-1] - found[:, 1:]).T]
+            reported, _, _, remains = found.sum(axis=0)
+            cells = [name, eps, cell(own, paths[0], percent=True)]
+            cells += [f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in lost]
+            cells += [cell(own, left, percent=True)]
+            cells += [f"{1 - remains / reported:.0%}" if reported else "-"]
+            yield f"| {' | '.join(cells)} |"
 
 
 def _grid_lines(rows: Sequence[Row]) -> Iterable[str]:

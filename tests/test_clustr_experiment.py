@@ -88,6 +88,8 @@ def test_clustr_claims_and_tables(part):
     assert ("20.0 ± 0.0 to 40.0 ± 0.0" in table) == (part == "certificates")
     ends = "| qtrades | 30.0 ± 0.0 | - | 30.0 ± 0.0 | 30.0 ± 0.0 |"
     assert (ends in table) == (part == "headline")
+    lost = "| 9.0 ± 0.0 | 10.0 ± 0.0 | 1.0 ± 0.0 | 20.3 ± 0.2 | 50% |"
+    assert (f"| qtrades | 25.5/255 | 40.2 ± 0.2 {lost}" in table) == (part == "headline")
 
 
 def test_every_trial_is_unlike_the_others_and_has_what_it_needs():
