@@ -98,6 +98,9 @@ _SQUASHING = {"logistic": "sigmoid", "tanh": "tanh", "erf": "erf"}
 _MONOTONE = _jaxpr.ARRANGING | frozenset(
     "add sub mul div neg exp log max min clamp reduce_sum".split()
 )
+_LINEAR = _jaxpr.ARRANGING | frozenset(
+    "add sub mul div neg reduce_sum dot_general select_n".split()
+)
 
 
 def lint(model: Classifier, x: Any) -> tuple[Finding, ...]:
@@ -124,9 +127,10 @@ def lint(model: Classifier, x: Any) -> tuple[Finding, ...]:
       is no reverse-mode gradient;
     - "inner gradient", suspected: a derivative taken inside the classifier, as by defences that
       optimise at test time, whose steps attacks must go through (arXiv:2002.08347);
-    - "softmax head", "log-softmax head", "saturating head" (sigmoid, tanh, erf) as the last
-      operation, affine maps aside: the loss has no gradient left where it saturates (an indicator
-      of failure in arXiv:2106.09947). The last two are suspected.
+    - "softmax head", "log-softmax head", "saturating head" (sigmoid, tanh, erf, weighted sums of
+      exponentials as of distances) as the last operation, affine maps aside: the loss has no
+      gradient left where it saturates (an indicator of failure in arXiv:2106.09947). The last two
+      are suspected.
 
     Silence proves nothing: exploding or vanishing gradients and steps made of smooth functions are
     for the checks that run attacks, and a step with one smooth branch that is never taken (the NaN
@@ -242,10 +246,23 @@ def _head(influence: Influence) -> tuple[str, str] | None:
             return f"{kind} head", _located(kind, op)
         dependent = {each for each in op.inputs if each in influence.dependent}
         if op.name not in _MONOTONE or len(dependent) != 1:
-            return None
+            break
         if op.name in ("exp", "log"):
             scale = scale or op.name
         (value,) = dependent
+    return _bumps(influence)
+
+
+def _bumps(influence: Influence) -> tuple[str, str] | None:
+    """The rule for a classifier that ends in weighted sums of exponentials, and the detail."""
+    (value,) = influence.flow.outputs
+    while (op := influence.origin.get(value)) is not None:
+        if op.name == "exp":
+            return "saturating head", _located("exp", op)
+        carriers = {each for each in op.inputs if each in influence.smooth}
+        if op.name not in _LINEAR or len(carriers) != 1:
+            return None
+        (value,) = carriers
     return None
 
 
@@ -267,7 +284,7 @@ def _is_softmax(influence: Influence, op: Operation) -> bool:
 
 def _exponentials(influence: Influence, value: Value) -> set[Value]:
     """Exponents of the exponentials, or of sums of these, that a value consists of."""
-    through = _jaxpr.ARRANGING | {"select_n", "add", "reduce_sum"}
+    through = _jaxpr.ARRANGING | {"select_n", "add", "reduce_sum", "dot_general"}
     return {op.inputs[0] for op in influence.upward(value, through) if op.name == "exp"}
 
 

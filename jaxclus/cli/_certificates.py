@@ -67,7 +67,8 @@ def _print_certificates(found: Certificates) -> None:
     )
     if found.lipschitz is not None and found.radius is not None:
         median = float(np.median(found.radius))
-        line += f", Lipschitz bound {found.lipschitz:.4g} (l2), median radius {median:.3g}"
+        line += f", Lipschitz bound {found.lipschitz:.4g} (l2), "
+        line += f"median {found.threat.name} radius {median:.3g}"
     print(line)
 
 

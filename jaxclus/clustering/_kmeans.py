@@ -65,8 +65,8 @@ def kmeans(
 
     Args:
         key: typed key.
-        points: x [..., n, d], float32: leading axes are data sets. Squared distances must be
-            within float32's range.
+        points: x [..., n, d], float32 (NumPy's float64 becomes it): leading axes are data sets.
+            Squared distances must be within float32's range.
         num_clusters: k, at least 1; static.
         mask: which points count [..., n], bool; by default all. At least k in each data set.
         max_iter: the most iterations of Lloyd, an integer of at least 1.
@@ -104,9 +104,8 @@ def kmeans(
 
 def _checked_points(points):
     """The points as a float32 array [..., n, d] that is not empty."""
-    dtype = jnp.result_type(_checks.array("points", points, "float32 points"))
-    if dtype != jnp.float32:
-        raise TypeError(f"`points` must be float32, got dtype {dtype}")
+    if jnp.result_type(_checks.array("points", points, "float32 points")) != jnp.float32:
+        raise TypeError(f"`points` must be float32, got dtype {points.dtype}")
     points = jnp.asarray(points)
     if points.ndim < 2 or not points.size:
         raise ValueError(
@@ -173,10 +172,11 @@ def _one(key, points, mask, max_iter, num_clusters, num_init):
     best = jnp.where(mask[:, None], distances.min(-1), 0).sum(0).argmin()
     assignments = distances[:, best].argmin(-1)
     centres = centres[best] + mean[None]
+    inertia = _inertia(points, mask, centres, assignments)
     return KMeans(
-        centres=centres,
+        centres=jnp.where(jnp.isfinite(inertia), centres, jnp.nan),
         assignments=assignments.astype(jnp.int32),
-        inertia=_inertia(points, mask, centres, assignments),
+        inertia=inertia,
         iterations=iterations[best],
     )
 

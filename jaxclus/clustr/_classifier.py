@@ -64,7 +64,7 @@ class ClusterClassifier:
 
     def __call__(self, embeddings: ArrayLike) -> Float[Array, "b k"]:
         """The logits G [b, k] of embeddings [b, d]."""
-        return self.log_sums(-self.distances(embeddings) / (2 * self.variance))
+        return self.log_sums(self._exponents(embeddings))
 
     def log_sums(self, exponents: Float[Array, "b m"]) -> Float[Array, "b k"]:
         """log sum_{j of c} exp(exponents_j) for each class c [b, k]."""
@@ -97,25 +97,29 @@ class ClusterClassifier:
 
     def scores(self, embeddings: ArrayLike) -> Float[Array, "b k"]:
         """The published scores S [b, k], in [0, clusters of a class]."""
-        return self._sums_of_nearest(self.distances(embeddings), 0.0)
+        return self._sums_of_nearest(self._exponents(embeddings))
 
     def probabilities(self, embeddings: ArrayLike) -> Float[Array, "b k"]:
         """S / sum S [b, k], also where S is 0 in float32.
 
         The published code divides by max(sum S, 1e-12), which leaves zeros far from all centres.
         """
-        distances = self.distances(embeddings)
+        exponents = self._exponents(embeddings)
         # Both sums relative to the nearest cluster's term, which never underflows.
-        nearest = jax.lax.stop_gradient(distances.min(axis=1, keepdims=True))
-        sums = self._sums_of_nearest(distances, nearest)
+        largest = jax.lax.stop_gradient(exponents.max(axis=1, keepdims=True))
+        sums = self._sums_of_nearest(exponents - largest)
         return sums / sums.sum(axis=1, keepdims=True)
 
-    def _sums_of_nearest(self, distances: jax.Array, origin: jax.Array | float) -> jax.Array:
-        """sum_j exp(-(D_j - origin) / (2 sigma^2)) over each class's clusters that count [b, k]."""
-        similarity = jnp.exp(-(distances - origin) / (2 * self.variance))
+    def _exponents(self, embeddings: ArrayLike) -> jax.Array:
+        """-|h - mu_j|^2 / (2 sigma^2) for each centre [b, m]."""
+        return -self.distances(embeddings) / (2 * self.variance)
+
+    def _sums_of_nearest(self, exponents: jax.Array) -> jax.Array:
+        """sum_j exp(exponents_j) over each class's clusters that count [b, k]."""
+        similarity = jnp.exp(exponents)
         if self.nearest is not None:
             # By rank, so that exactly L count where distances tie.
-            rank = jnp.argsort(jnp.argsort(distances, axis=1), axis=1)
+            rank = jnp.argsort(jnp.argsort(-exponents, axis=1), axis=1)
             similarity = jnp.where(rank < self.nearest, similarity, 0)
         own = jax.nn.one_hot(np.asarray(self.centre_classes), self.num_classes)
         return jnp.matmul(similarity, own, precision="highest")

@@ -13,7 +13,7 @@ from jaxclus.clustr._classifier import ClusterClassifier
 from jaxclus.clustr._magnet import magnet_loss
 from jaxclus.clustr._state import Clusters
 from jaxclus.training.objectives import Objective, Outcome, Seen, TrainingModel
-from jaxclus.training.objectives._base import accuracy
+from jaxclus.training.objectives._base import Metrics, accuracy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,14 @@ class ClusTR(Objective):
     - A cluster's mean loss is that of its present members; there it is renewed where a batch falls,
       and after a refresh stays with the cluster's number.
     As there, the losses stored of images outlive a refresh.
+
+    Logged: "magnet_loss", of the batches; "accuracy", by the clusters of the last refresh, of the
+    batches' embeddings in train mode; after each epoch "full_magnet_loss", the mean
+    `full_magnet_loss` of the training set under its new clusters.
+
+    Published from a trained network, with Adam at a rate of 1e-4, no weight decay and batches of
+    240, and without selecting an epoch: of a network that separates the classes already, accuracy
+    on held-out images selects an early one.
 
     Attributes:
         clusters_per_class: K, at least 1.
@@ -128,6 +136,9 @@ class ClusTR(Objective):
     def update(self, state: Clusters, seen: Seen) -> Clusters:
         return dataclasses.replace(state, losses=state.losses.at[seen.index].set(seen.losses))
 
+    def summary(self, state: Clusters) -> Metrics:
+        return {"full_magnet_loss": state.full_loss}
+
     def head(self, state: Clusters) -> ClusterClassifier:
         return state.head
 
@@ -139,8 +150,8 @@ class ClusTR(Objective):
         if self.cross_entropy_weight > 0:
             z = state.head.scores(h) if self.as_published else logits
             loss = loss + self.cross_entropy_weight * losses.cross_entropy(z, y).mean()
-        metrics = {"magnet_loss": found.mean(), "full_magnet_loss": state.full_loss}
-        return Outcome(loss, logits, metrics | accuracy(logits, y), jax.lax.stop_gradient(found))
+        metrics = {"magnet_loss": found.mean()} | accuracy(logits, y)
+        return Outcome(loss, logits, metrics, jax.lax.stop_gradient(found))
 
     def _clustered(
         self,

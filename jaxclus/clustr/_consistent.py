@@ -79,6 +79,8 @@ class QTRADES(_Consistent):
     and its pass moves BatchNorm's statistics; and its gradient with respect to the weights is added
     to the update, as it is not cleared. Others are named at `ClusTR`.
 
+    Logged as by `ClusTR`, and "consistency", the mean of H.
+
     Attributes:
         threat: the threat model, Linf in the paper.
         beta: the weight, lambda in the paper, at least 0; 8 for CIFAR-10.

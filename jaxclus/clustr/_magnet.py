@@ -1,9 +1,11 @@
 """The Magnet loss: embeddings of a class gather around its clusters, away from other classes'."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -36,12 +38,13 @@ def magnet_loss(
 
     Args:
         embeddings: r, floating point [b, d], b at least 2.
-        cluster_ids: integers [b]; equal where examples share a cluster.
-        class_ids: integers [b]; all examples of a cluster must have the same.
+        cluster_ids: integers [b], at least 0; equal where examples share a cluster.
+        class_ids: integers [b], at least 0; all examples of a cluster must have the same.
         alpha: the margin, at least 0.
 
     Returns:
-        The losses [b], in [0, 18.42].
+        The losses [b], in [0, 18.42]. Under tracing values cannot be checked: there embeddings that
+        are not finite give NaN, and a cluster of two classes is also a rival of its own examples.
 
     Raises:
         ValueError, TypeError: a shape is another one, embeddings are not finite, a cluster has
@@ -80,7 +83,7 @@ def full_magnet_loss(
     embeddings: ArrayLike,
     labels: ArrayLike,
     centres: ArrayLike,
-    centre_classes: ArrayLike,
+    centre_classes: ArrayLike | Sequence[int],
     alpha: float | jax.Array = 12.5,
     *,
     as_published: bool = False,
@@ -94,13 +97,15 @@ def full_magnet_loss(
         embeddings: r, floating point [n, d], n at least 2.
         labels: the examples' classes, integers [n].
         centres: mu, floating point [m, d].
-        centre_classes: the centres' classes, integers [m]; each label must be among them.
+        centre_classes: the centres' classes, integers [m], as an array or as
+            `ClusterClassifier.centre_classes`; each label must be among them.
         alpha: the margin, at least 0.
         as_published: with the published code's mistake: it multiplies the distances to clusters of
             the same class by 0 inside the exponential, so that each of them adds 1 to the sum.
 
     Returns:
-        The losses [n], in [0, 18.42].
+        The losses [n], in [0, 18.42]. Under tracing values cannot be checked: there embeddings or
+        centres that are not finite, or a label without centre, give NaN for all examples.
 
     Raises:
         ValueError, TypeError: as `cluster_variance`, or `alpha` is below 0.
@@ -119,7 +124,7 @@ def cluster_variance(
     embeddings: ArrayLike,
     labels: ArrayLike,
     centres: ArrayLike,
-    centre_classes: ArrayLike,
+    centre_classes: ArrayLike | Sequence[int],
 ) -> Float[Array, ""]:
     """sigma^2 = sum_n min_k |r_n - mu_k|^2 / (n - 1), k over the clusters of example n's class.
 
@@ -129,7 +134,8 @@ def cluster_variance(
         embeddings: r, floating point [n, d], n at least 2.
         labels: the examples' classes, integers [n].
         centres: mu, floating point [m, d].
-        centre_classes: the centres' classes, integers [m]; each label must be among them.
+        centre_classes: the centres' classes, integers [m], as an array or as
+            `ClusterClassifier.centre_classes`; each label must be among them.
 
     Raises:
         ValueError, TypeError: a shape is another one, embeddings or centres are not finite, or a
@@ -178,7 +184,10 @@ def _largest(values: jax.Array) -> jax.Array:
 
 
 def _own_distances(
-    embeddings: ArrayLike, labels: ArrayLike, centres: ArrayLike, centre_classes: ArrayLike
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    centres: ArrayLike,
+    centre_classes: ArrayLike | Sequence[int],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Squared distances [n, m], whether a centre is of the example's class, the least of those."""
     embeddings = checked_embeddings("embeddings", embeddings, at_least=2)
@@ -189,18 +198,21 @@ def _own_distances(
             f"got {centres.shape[1]}"
         )
     labels = _checks.integers("labels", labels, len(embeddings))
+    if isinstance(centre_classes, tuple | list):
+        centre_classes = np.asarray(centre_classes)
     centre_classes = _checks.integers("centre_classes", centre_classes, len(centres))
     is_own = labels[:, None] == centre_classes[None]
     if _checks.is_concrete(is_own) and not is_own.any(axis=1).all():
         missing = sorted(set(labels.tolist()) - set(centre_classes.tolist()))
         raise ValueError(f"`centre_classes` must hold every label, but {missing} have no centre")
     distances = squared_distances(embeddings, centres)
-    return distances, is_own, jnp.where(is_own, distances, jnp.inf).min(axis=1)
+    own = jnp.where(is_own, distances, jnp.inf).min(axis=1)
+    return distances, is_own, jnp.where(is_own.any(axis=1), own, jnp.nan)
 
 
 def _variance(own: jax.Array) -> jax.Array:
     found = own.sum() / (len(own) - 1)
-    return jnp.where(found > 0, found, 1)
+    return jnp.where(found == 0, 1, found)  # and NaN stays NaN
 
 
 def _capped(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from jaxclus import _classifier, clustering, linear, models, parallel
 from jaxclus.clustering import ClusteringScore, Hierarchy
 from jaxclus.data import Dataset, Groups, to_float
 from jaxclus.evaluation._predict import predict
+from jaxclus.models._classifier import checked
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,7 +110,7 @@ def clustering_effect(model: _classifier.Classifier, data: Dataset) -> Clusterin
     Bai et al., "Clustering Effect of (Linearized) Adversarial Robust Models", NeurIPS 2021,
     arXiv:2111.12922.
     """
-    model = _checked("model", model)
+    model = checked("model", model)
     x = to_float(data.images[:64])
     variants = {
         "with_batch_norm": _variant(model, x, data),
@@ -147,7 +148,7 @@ def implicit_correlation(
 
     Bai et al., arXiv:2111.12922.
     """
-    affine = linear.linearize(models.without_batch_norm(_checked("model", model)))
+    affine = linear.linearize(models.without_batch_norm(checked("model", model)))
     weight, _ = linear.implicit_weight(affine, input_shape)
     return clustering.correlation(weight)
 
@@ -173,18 +174,12 @@ def discover_groups(
 
     Bai et al., arXiv:2111.12922.
     """
-    matrix = implicit_correlation(_checked("teacher", teacher), input_shape)
+    matrix = implicit_correlation(checked("teacher", teacher), input_shape)
     ids = clustering.hierarchy(matrix).cut(num_groups)
     return tuple(
         (f"group {number}", tuple(np.flatnonzero(ids == number).tolist()))
         for number in range(num_groups)
     )
-
-
-def _checked(name: str, model: Any) -> models.Classifier:
-    if not isinstance(model, models.Classifier):
-        raise TypeError(f"`{name}` must be a jc.models.Classifier, got {type(model).__name__}")
-    return model
 
 
 def _variant(model: models.Classifier, x: jax.Array, data: Dataset) -> LinearVariant:

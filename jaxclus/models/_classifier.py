@@ -1,6 +1,6 @@
 """The base class of all networks: normalisation, features, head."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxclus.compose import Chain
 from jaxclus.models._layers import Identity, Linear, Normalize
 
 if TYPE_CHECKING:
@@ -81,3 +82,17 @@ class Classifier(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         """The float32 logits [b, k] of images [b, h, w, c] in [0, 1]."""
         return self.head(self.features(x)).astype(jnp.float32)
+
+
+def checked(name: str, model: Any, *families: type[Classifier]) -> Classifier:
+    """The network; raises unless it is of one of these families, if any are given.
+
+    The error says how to get at the network of a chain, as training with clusters gives it back.
+    """
+    if isinstance(model, families or Classifier):
+        return model
+    known = ", ".join(family.__name__ for family in families) or "jc.models.Classifier"
+    hint = ""
+    if isinstance(model, Chain):
+        hint = "; of a network under another head take jc.models.parts(model)[0]"
+    raise TypeError(f"`{name}` must be a {known}, got a {type(model).__name__}{hint}")

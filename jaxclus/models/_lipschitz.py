@@ -73,7 +73,7 @@ def lipschitz_bound(model: Classifier, input_shape: Sequence[int]) -> float:
         2018, arXiv:1805.10408, Theorem 6, for circular convolutions.
     """
     steps = steps_of(model)
-    shape = tuple(input_shape)
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
     if len(shape) != 3:
         raise ValueError(f"`input_shape` must be (h, w, c), got {input_shape!r}")
     for size in shape:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxclus.models._classifier import Classifier
+from jaxclus.models._classifier import Classifier, checked
 from jaxclus.models._cnn import CNN, ConvBlock
 from jaxclus.models._lipschitz_resnet import Halving, LipschitzResNet
 from jaxclus.models._preact_resnet import PreActBlock, PreActResNet
@@ -36,12 +36,7 @@ def steps_of(model: Classifier) -> Sequence[Any]:
     Raises:
         TypeError: for any other model.
     """
-    if not isinstance(model, _FAMILIES):
-        raise TypeError(
-            f"`model` must be a {', '.join(family.__name__ for family in _FAMILIES)}, "
-            f"got a {type(model).__name__}"
-        )
-    if model.head.dtype != jnp.float32:
+    if checked("model", model, *_FAMILIES).head.dtype != jnp.float32:
         raise TypeError(f"`model` must compute in float32, got one made in {model.head.dtype}")
     return _steps(model)
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from jaxclus import _checks
 from jaxclus.compose import Chain
-from jaxclus.models._classifier import Classifier
+from jaxclus.models._classifier import Classifier, checked
 from jaxclus.models._layers import Activation, Identity, Linear
 
 
@@ -24,6 +24,9 @@ def without_batch_norm(model: Classifier) -> Classifier:
 
     Returns:
         The copy. Its `spec` is None, as no name stands for the changed network.
+
+    Raises:
+        TypeError: the model is no `Classifier`.
     """
     return _with_replaced(model, lambda module: isinstance(module, nnx.BatchNorm), Identity)
 
@@ -38,6 +41,9 @@ def replace_activation(model: Classifier, fn: Callable[[jax.Array], jax.Array]) 
 
     Returns:
         The copy. Its `spec` is None, as no name stands for the changed network.
+
+    Raises:
+        TypeError: the model is no `Classifier`.
     """
     return _with_replaced(
         model, lambda module: isinstance(module, Activation), lambda: Activation(fn)
@@ -57,13 +63,13 @@ def with_new_head(model: Classifier, num_classes: int, key: jax.Array) -> Classi
         that it can be exported and loaded; None where the model has none.
 
     Raises:
-        TypeError, ValueError: `num_classes` or `key` is anything else.
+        TypeError, ValueError: an argument is anything else.
 
     With it Bai et al. (2021), arXiv 2111.12922, transfer from subclasses to superclasses.
     """
     _checks.at_least("num_classes", num_classes, 1)
     rngs = nnx.Rngs(_checks.typed_key("key", key))
-    copy, old = nnx.clone(model), model.head
+    copy, old = nnx.clone(checked("model", model)), model.head
     dtype: Any = old.dtype  # never None, which nnx allows for
     copy.head = Linear(old.in_features, num_classes, dtype=dtype, rngs=rngs)
     if copy.spec is not None:
@@ -113,6 +119,7 @@ def _features(model: Classifier, x: jax.Array) -> jax.Array:
 def _with_replaced(
     model: Classifier, matches: Callable[[Any], bool], make: Callable[[], nnx.Module]
 ) -> Classifier:
-    copy = nnx.recursive_map(lambda _, node: make() if matches(node) else node, nnx.clone(model))
+    copy = nnx.clone(checked("model", model))
+    copy = nnx.recursive_map(lambda _, node: make() if matches(node) else node, copy)
     copy.spec = None
     return copy

@@ -37,7 +37,12 @@ class Run:
         model: the trained network in eval mode: the best on the validation set where one is
             given, else the last; the moving average where one is kept. Where the objective has a
             head of its own, `jc.Chain(jc.models.features(network), head)`.
-        history: the lines of metrics, as in `directory/metrics.jsonl`.
+        history: the lines of metrics, as in `directory/metrics.jsonl`. Each has "step" and "epoch".
+            While training: "loss", "learning_rate", "images_per_second" and what the objective's
+            `loss` gives, as "accuracy" (of the classifier that is trained, on the images of the
+            update, in train mode), means since the line before. After an epoch, where there is
+            something to say: what the objective's `summary` gives, "validation_accuracy",
+            "validation_robust_accuracy".
         directory: where the run was kept, or None.
     """
 
@@ -87,6 +92,13 @@ def fit(
         Preempted: after SIGTERM, when all is saved.
     """
     _checks.typed_key("key", key)
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"`model` must be a Flax NNX network, got {type(model).__name__}; of a network under "
+            "another head take jc.models.parts(model)[0]"
+        )
+    if not isinstance(objective, Objective):
+        raise TypeError(f"`objective` must be one as jc.clustr.ClusTR() makes, got {objective!r}")
     mesh = parallel.mesh(devices)
     parallel.check_batch_size("batch_size", config.batch_size, mesh)
     _check_data("data", data, model, config.batch_size)
@@ -193,17 +205,20 @@ class _Trainer:
         refreshed = parallel.copy_to(refreshed, everywhere)
         head = parallel.copy_to(objective.head(refreshed), everywhere)
         state = dataclasses.replace(state, objective=refreshed, head=head)
+        found = {name: float(value) for name, value in objective.summary(refreshed).items()}
         if self.validation is not None and state.best is not None:
             scores = validation_scores(
                 self.keys.validation, self.program, state.current, state.head, self.validation
             )
-            self.log.write({"step": step, "epoch": epoch, **scores})
+            found |= scores
             score = scores.get("validation_robust_accuracy", scores["validation_accuracy"])
             score = np.float32(score)  # as it is kept: of equal scores the first must win
             if score > state.best["score"]:
                 best = {"score": score, "weights": state.current, "head": state.head}
                 best = parallel.copy_to(best, everywhere)
                 state = dataclasses.replace(state, best=best)
+        if found:
+            self.log.write({"step": step, "epoch": epoch, **found})
         last = epoch == self.program.config.epochs
         if last or epoch % self.program.config.checkpoint_every == 0:
             self._save(state, step)

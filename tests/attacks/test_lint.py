@@ -1,5 +1,6 @@
 """Each rule on a toy built for it, and silence on plain networks; programs are only traced."""
 
+import dataclasses
 import functools
 import inspect
 
@@ -21,6 +22,8 @@ W = SEED.normal(size=(4, 5)).astype(np.float32)
 MESH = jax.sharding.Mesh(jax.devices()[:2], ("data",))
 HEAD = nnx.Linear(4, 5, rngs=nnx.Rngs(0))
 CODEBOOK = SEED.normal(size=(7, 4)).astype(np.float32)
+CLUSTERS = jc.clustr.ClusterClassifier(jnp.asarray(CODEBOOK[:6]), (0, 1, 2, 0, 1, 2), variance=1.0)
+NEAREST = dataclasses.replace(CLUSTERS, nearest=3)
 
 
 def features(x):
@@ -179,6 +182,12 @@ CERTAIN = {
         "softmax head",
         headed(lambda z: jnp.exp(z) / jnp.exp(z).sum(-1, keepdims=True)),
     ),
+    "probabilities of clusters": (
+        "softmax head", lambda x: CLUSTERS.probabilities(features(x))
+    ),
+    "probabilities of the nearest clusters": (
+        "softmax head", lambda x: NEAREST.probabilities(features(x))
+    ),
     "compiled softmax": ("softmax head", jax.jit(headed(jax.jit(jax.nn.softmax)))),
     "exp of log_softmax": ("softmax head", headed(lambda z: jnp.exp(jax.nn.log_softmax(z)))),
     "tempered softmax": ("softmax head", headed(lambda z: 10 * jax.nn.softmax(z / 100) - 1)),
@@ -214,6 +223,12 @@ SUSPECTED = {
     "sigmoid": ("saturating head", headed(jax.nn.sigmoid)),
     "scaled tanh": ("saturating head", headed(lambda z: 10 * jnp.tanh(z))),
     "erf": ("saturating head", headed(jax.scipy.special.erf)),
+    "scores of clusters": ("saturating head", lambda x: CLUSTERS.scores(features(x))),
+    "scores of the nearest clusters": ("saturating head", lambda x: NEAREST.scores(features(x))),
+    "radial basis": (
+        "saturating head", embedded(lambda h: jnp.exp(-jnp.square(h[:, :4])) @ CODEBOOK[:4])
+    ),
+    "exponential": ("saturating head", headed(lambda z: 2 * jnp.exp(z) - 1)),
 }  # fmt: skip
 
 
@@ -276,6 +291,9 @@ PLAIN = {
     "attention": embedded(attention),
     "logsumexp": headed(lambda z: jax.nn.logsumexp(jnp.stack([z, 2 * z]), axis=0)),
     "gelu head": headed(jax.nn.gelu),
+    "logits of clusters": lambda x: CLUSTERS(features(x)),
+    "temperature of its own": embedded(lambda h: h * jnp.exp(CODEBOOK[0, 0])),
+    "bump of a feature": headed(lambda z: z * jnp.exp(-jnp.square(z))),
     "layer norm": embedded(lambda h: jax.nn.standardize(h)),
     "safe norm": embedded(
         lambda h: h / jnp.where((n := jnp.linalg.norm(h)) > 1e-6, n, 1.0)

@@ -56,7 +56,7 @@ def test_certificates_and_brackets_as_a_user_sees_them(words, tmp_path, capfd, m
     out = capfd.readouterr().out
     shares = re.findall(r"certified accuracy (\S+)  (\w+), linf eps 0.03 \(7.65/255\)", out)
     assert [method for _, method in shares] == ["lipschitz", "interval"]
-    assert re.search(r"lipschitz, .* Lipschitz bound 1 \(l2\), median radius 0\.0\d+", out)
+    assert re.search(r"lipschitz, .* Lipschitz bound 1 \(l2\), median linf radius 0\.0\d+", out)
     low, high = re.search(
         r"certified (\S+) % <= true robust accuracy <= (\S+) % "
         r"\(autoattack, linf, eps 0.03, 16 images\)",

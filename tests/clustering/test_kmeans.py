@@ -332,7 +332,8 @@ def test_under_jit_shapes_are_checked_and_values_are_not():
         fit(GOOD[:2], np.ones(2, bool))
     with pytest.raises(TypeError, match="`points` must be float32"):
         fit(np.ones((5, 2), int), np.ones(5, bool))
-    points = np.stack([mixture(0, 5, 2, 2), np.full((5, 2), np.nan, np.float32)])
+    points = np.stack([mixture(0, 5, 2, 2)] * 2)
+    points[1, 2, 0] = np.nan
     found = fit(points, np.ones((2, 5), bool))
     assert np.isnan(found.centres[1]).all() and np.isfinite(found.centres[0]).all()
     fit(points, np.zeros((2, 5), bool))

@@ -170,7 +170,8 @@ def test_the_loss_is_the_mean_magnet_loss(weight, as_published):
     np.testing.assert_allclose(found.losses, magnet(embed(X_ADV), IDS, Y, 1.0), rtol=1e-4)
     np.testing.assert_allclose(found.logits, np.log(z), rtol=1e-4, atol=1e-4)
     assert found.metrics["accuracy"] == pytest.approx((z.argmax(axis=1) == Y).mean())
-    assert found.metrics["full_magnet_loss"] == STATE.full_loss
+    assert found.metrics["magnet_loss"] == pytest.approx(magnet(embed(X_ADV), IDS, Y, 1.0).mean())
+    assert KINDS["clustr"].summary(STATE) == {"full_magnet_loss": STATE.full_loss}
     assert_gradient(gradient, reference)
 
 

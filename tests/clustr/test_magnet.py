@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from clustr_problems import clusters, full_magnet, magnet, nearest_own
 
+import jaxclus as jc
 from jaxclus.clustr import cluster_variance, full_magnet_loss, magnet_loss
 
 
@@ -155,3 +156,25 @@ def test_bad_sets_are_refused(change, message):
     } | change
     with pytest.raises((TypeError, ValueError), match=message):
         cluster_variance(**arguments)
+
+
+def test_under_jit_what_is_wrong_gives_nan():
+    points, ids, labels = clusters()
+    full = jax.jit(full_magnet_loss)
+    centres, classes = points[::6], np.arange(8) // 2
+    assert np.isfinite(full(points, labels, centres, classes)).all()
+    holed = points.copy()
+    holed[7, 2] = np.nan
+    assert np.isnan(full(holed, labels, centres, classes)).all()
+    assert np.isnan(full(points, labels, centres, classes * 0)).all()  # labels without centres
+    assert np.isnan(full(points, labels, centres * np.float32(np.inf), classes)).all()
+    assert np.isnan(jax.jit(magnet_loss)(holed, ids, labels)).all()
+
+
+def test_classes_of_a_head_will_do():
+    points, _, labels = clusters()
+    head = jc.clustr.ClusterClassifier(jnp.asarray(points[::6]), (0, 0, 1, 1, 2, 2, 3, 3), 1.0)
+    for function in (full_magnet_loss, cluster_variance):
+        found = function(points, labels, head.centres, head.centre_classes)
+        wanted = function(points, labels, head.centres, np.asarray(head.centre_classes))
+        np.testing.assert_array_equal(found, wanted)

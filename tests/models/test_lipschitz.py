@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -194,12 +195,15 @@ def test_slopes_of_activations(name):
         (lambda: models.replace_activation(model_of("cnn"), jnp.sin), SHAPE,
          TypeError, "`model` must have activations of gelu, .*tanh, got .*sin"),
         (lambda: model_of("resnet"), (6, 8), ValueError, r"must be \(h, w, c\), got \(6, 8\)"),
+        (lambda: model_of("resnet"), 8, ValueError, r"must be \(h, w, c\), got 8"),
         (lambda: model_of("resnet"), (6, 0, 2), ValueError, "`input_shape` must be at least 1"),
         (lambda: model_of("resnet"), (6, 8, 3), ValueError, r"must be \('h', 'w', 2\), as the mod"),
         (lambda: model_of("cnn"), (8, 8, 2), ValueError, r"`input_shape` must be \(6, 8, 2\)"),
     ],
 )  # fmt: skip
-def test_errors(model, shape, error, message):
+def test_errors(model, shape, error, message, monkeypatch):
+    # In the tests annotations are checked before our own checks.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(error, match=message):
         models.lipschitz_bound(model(), shape)
 

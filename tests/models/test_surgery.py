@@ -2,6 +2,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -191,6 +192,22 @@ def test_new_head_of_a_changed_network_has_no_spec(x):
     model = models.create("cnn", 3, SHAPE, jax.random.key(0), **NAMES["cnn"])
     renewed = models.with_new_head(models.without_batch_norm(model), 2, jax.random.key(1))
     assert renewed.spec is None and apply(renewed, x).shape == (3, 2)
+
+
+def test_networks_under_another_head_are_refused(monkeypatch):
+    # In the tests annotations are checked before our own checks.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    network = models.create("cnn", 3, SHAPE, jax.random.key(0), **NAMES["cnn"])
+    chain = jc.Chain(models.features(network), jnp.sin)
+    for call in (
+        lambda: models.without_batch_norm(chain),
+        lambda: models.replace_activation(chain, jnp.sin),
+        lambda: models.with_new_head(chain, 2, jax.random.key(0)),
+        lambda: models.lipschitz_bound(chain, SHAPE),
+    ):
+        wanted = r"`model` must be a .*, got a Chain; .* take jc.models.parts\(model\)\[0\]"
+        with pytest.raises(TypeError, match=wanted):
+            call()
 
 
 def test_bad_new_heads(model):

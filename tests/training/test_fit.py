@@ -346,6 +346,12 @@ def test_progress_goes_to_stderr(capfd):
         ({"validation": 0.1}, "`validation` must be a jc.data.Dataset, got float"),
         ({"devices": []}, "`devices` must name at least one"),
         (
+            {"model": jc.Chain(jc.models.features(small_cnn()), jnp.sin)},
+            r"`model` must be a Flax NNX network, got Chain; .* take jc.models.parts\(model\)\[0\]",
+        ),
+        ({"objective": Standard}, r"`objective` must be one as .*ClusTR\(\) makes, got <class"),
+        ({"objective": "clustr"}, "`objective` must be one as .* got 'clustr'"),
+        (
             {"data": one_image_per_label(32)},
             r"`data` must hold images of the model's shape \(8, 8, 1\), got \(4, 4, 1\)",
         ),

@@ -198,6 +198,14 @@ class Objective:
         """
         return state
 
+    def summary(self, state: Any) -> Metrics:
+        """Scalars of the state to log after each `refresh`.
+
+        Args:
+            state: the state that `refresh` gave back.
+        """
+        return {}
+
     def head(self, state: Any) -> Head | None:
         """What classifies embeddings, a pytree [b, d] -> [b, k]; None for the network's own head.
 
