@@ -51,9 +51,16 @@ def test_every_command_it_names_exists():
     assert named <= set(_main._COMMANDS) and "train" in named
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/clustering_effect.md"])
-def test_figures_with_a_spread_stand_in_the_results(page):
-    tables = (ROOT / "experiments/results").glob("clustering_effect-*.md")
+@pytest.mark.parametrize(
+    "page, results",
+    [
+        ("README.md", "*.md"),
+        ("docs/clustering_effect.md", "clustering_effect-*.md"),
+        ("docs/clustr.md", "clustr-*.md"),
+    ],
+)
+def test_figures_with_a_spread_stand_in_the_results(page, results):
+    tables = (ROOT / "experiments/results").glob(results)
     measured = {f for table in tables for f in _spreads(table.read_text())}
     shown = _spreads((ROOT / page).read_text())
     assert shown and shown <= measured
