@@ -99,6 +99,7 @@ class Experiment:
             "part": self.part,
             "setting": dataclasses.asdict(setting),
             "quick": self.quick,
+            "code": self._code(),
             "claims": clustr_summary.claims(rows, setting, self.part),
             "rows": rows,
             **runs.environment(),
@@ -127,6 +128,10 @@ class Experiment:
             first_image=0, test_images=8, nearest=(1,), short=True,
         )  # fmt: skip
 
+    def _code(self) -> str:
+        """What rows depend on, beside their settings."""
+        return sources(jc, clustr_trials, clustr_evaluation)
+
     def _rows(
         self, setting: Setting, train: jc.data.Dataset, test: jc.data.Dataset
     ) -> Iterator[dict[str, Any]]:
@@ -149,8 +154,7 @@ class Experiment:
         """The row of a trial, computed or kept; its network is remembered for those after it."""
         name = f"{self.dataset}{'-quick' if self.quick else ''}-{trial.name}-{seed}"
         # Of changed code nothing is kept, neither rows nor checkpoints.
-        code = sources(jc, clustr_trials, clustr_evaluation)
-        directory = self.work / code / name.replace(", ", "-").replace(" ", "_")
+        directory = self.work / self._code() / name.replace(", ", "-").replace(" ", "_")
         common = dataclasses.replace(setting, seeds=())
         goal = objective(trial, setting), config(trial, setting)
         made_of = (trial, goal, common, train.fingerprint, test.fingerprint)

@@ -31,7 +31,9 @@ def evaluated(
     grid = GRID if headline else (setting.eps,)
     row: dict[str, Any] = {"clean_accuracy": float(jc.evaluation.correct(model, test).mean())}
     ensembles = {}
-    for eps in dict.fromkeys([setting.eps] + [8 / 255] * (headline and head is not None)):
+    # At a second radius: ClusTR, and what it started from.
+    second = headline and trial.method not in ("pgd", "trades")
+    for eps in dict.fromkeys([setting.eps] + [8 / 255] * second):
         attack, where = setting.autoattack(jc.Linf(eps)), directory / f"autoattack-{eps:.4f}"
         ensembles[eps] = jc.evaluation.robustness(key, model, attack, few, directory=where)
     row["autoattack"] = {eps_name(eps): found.robust_accuracy for eps, found in ensembles.items()}
@@ -50,9 +52,11 @@ def evaluated(
             row[f"{name}_{steps}"] = {
                 eps_name(eps): float(result.robust[steps].mean()) for eps, result in results.items()
             }
-            row[f"published_{steps}"] = {
+            # Of the scores, which come last, where there are any.
+            row[f"published_{steps}"] = row[f"published_{name}_{steps}"] = {
                 eps_name(eps): result.published[steps] for eps, result in results.items()
             }
+        row[f"standing_{name}"] = results[setting.eps].standing
         row[f"stuck_{name}"] = results[setting.eps].stuck
         worst = worst & results[setting.eps].robust[STEPS[-1]]
     row["worst"] = float(worst.mean())
@@ -85,13 +89,15 @@ class Attacked(NamedTuple):
         published: by number of steps, the share of images that the published code calls robust: of
             its restarts the one of the largest cross-entropy counts, whether or not another one
             fooled the network.
-        stuck: of the ends that are still classified rightly, the share where the attacked loss has
-            gradient 0 in every pixel, so that no step leads away; 0 without any.
+        standing: how many ends of restarts the classifier still gets right.
+        stuck: of those, the share where the attacked loss has gradient 0 in every pixel, so that
+            no step leads away; None without any.
     """
 
     robust: dict[int, np.ndarray]
     published: dict[int, float]
-    stuck: float
+    standing: int
+    stuck: float | None
 
 
 def attacked(
@@ -124,7 +130,7 @@ def attacked(
     everywhere = np.arange(len(x_adv))
     logits = in_batches(_outputs, everywhere, model, x_adv)[0]
     clean_right = in_batches(_outputs, every, judge, clean)[0].argmax(axis=1) == y
-    robust, published = {}, {}
+    robust, published, right = {}, {}, np.zeros(len(x_adv), bool)
     for done in range(STEPS[0], steps[-1] + 1, STEPS[0]):
         standing = np.flatnonzero(logits.argmax(axis=1) == labels)
         if len(standing):
@@ -138,11 +144,11 @@ def attacked(
             largest = losses.reshape(RESTARTS, n).argmax(axis=0)
             kept = logits.reshape(RESTARTS, n, -1)[largest, every]
             published[done] = float((kept.argmax(axis=1) == y).mean())
-    standing = np.flatnonzero(logits.argmax(axis=1) == labels)
-    stuck = 0.0
+    standing = np.flatnonzero(right)
+    stuck = None
     if len(standing):
         stuck = float((in_batches(_slope, standing, model, x_adv, labels)[0] == 0).mean())
-    return Attacked(robust, published, stuck)
+    return Attacked(robust, published, len(standing), stuck)
 
 
 def in_batches(function: Any, rows: np.ndarray, fixed: Any, *arrays: np.ndarray) -> tuple[Any, ...]:

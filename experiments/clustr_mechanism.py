@@ -10,6 +10,8 @@ import jaxclus as jc
 from experiments.clustr_evaluation import STEPS, climb, in_batches
 from experiments.clustr_trials import Setting
 
+SHARES = ("flat", "opposed", "opposed_at_first", "broken", "broken_on_scores")
+
 
 def stopped_short(
     key: jax.Array, model: Any, images: jc.data.Dataset, setting: Setting
@@ -22,8 +24,10 @@ def stopped_short(
       there, far from all clusters: the loss has nothing left to gain, but the nearest cluster is
       still one of the own class.
     - opposed: the gradients of the cross-entropies of scores and of logits have a negative inner
-      product, so that a step that the one asks for is a step back for the other.
-    - broken: the classifier is fooled if the same steps go on from there, on the logits.
+      product, so that a step that the one asks for is a step back for the other; "at first": of the
+      same images, where the attack began.
+    - broken: the classifier is fooled if as many steps go on from there, on the logits; "on
+      scores": if they go on as before.
 
     Args:
         key: a typed key.
@@ -32,7 +36,7 @@ def stopped_short(
         setting: the experiment's; its `eps` is the radius.
 
     Returns:
-        "standing", of all images; the three shares, of those; None where none stands.
+        "standing", of all images; the `SHARES` of those, None where none stands.
     """
     network, head = jc.models.parts(model)
     scores = jc.Chain(jc.models.features(network), head.score_classifier)
@@ -41,19 +45,30 @@ def stopped_short(
     points = np.asarray(ball.random_start(key, clean))
     clean = np.asarray(clean)
 
-    def climbed(classifier: Any, points: np.ndarray) -> np.ndarray:
+    def climbed(classifier: Any, points: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        ends = points.copy()
         for _ in range(STEPS[-1] // STEPS[0]):
-            points, _ = in_batches(climb, every, (classifier, ball), points, clean, labels)
-        return points
+            ends[rows], _ = in_batches(climb, rows, (classifier, ball), ends, clean, labels)
+        return ends
 
-    points = climbed(scores, points)
-    right, loss, product = in_batches(_seen, every, (scores, model), points, labels)
-    further = in_batches(_seen, every, (scores, model), climbed(model, points), labels)[0]
+    def seen(points: np.ndarray) -> tuple[Any, ...]:
+        return in_batches(_seen, every, (scores, model), points, labels)
+
+    ends = climbed(scores, points, every)
+    right, loss, product = seen(ends)
+    stand = np.flatnonzero(right)
+    if not len(stand):
+        return {"standing": 0.0} | dict.fromkeys(SHARES)
     k = len(set(head.centre_classes))
-    found = {"flat": loss >= np.log(k) - 1e-3, "opposed": product < 0, "broken": ~further}
-    stands = {name: values[right] for name, values in found.items()}
-    shares = {name: float(own.mean()) if len(own) else None for name, own in stands.items()}
-    return {"standing": float(right.mean())} | shares
+    found = (
+        loss >= np.log(k) - 1e-3,
+        product < 0,
+        seen(points)[2] < 0,
+        ~seen(climbed(model, ends, stand))[0],
+        ~seen(climbed(scores, ends, stand))[0],
+    )
+    shares = (float(each[stand].mean()) for each in found)
+    return {"standing": len(stand) / len(images)} | dict(zip(SHARES, shares, strict=True))
 
 
 @jc.jit

@@ -111,14 +111,18 @@ class Claims:
 
 
 def cell(rows: Sequence[Row], path: str, percent: bool = False) -> str:
-    """Mean and standard deviation over the rows, or nothing where the value was not measured."""
+    """Mean and standard deviation over the rows, or nothing where the value was not measured.
+
+    Rows where it is None are left out and counted.
+    """
     if path.split(".")[0] not in rows[0]:
         return ""
-    values = [value(row, path) for row in rows]
-    if None in values:
+    values = [v for v in (value(row, path) for row in rows) if v is not None]
+    if len(values) < 2:
         return "-"
     mean, deviation = spread([100 * v if percent else v for v in values])
-    return f"{mean:.1f} ± {deviation:.1f}" if percent else f"{mean:.2f} ± {deviation:.2f}"
+    shown = f"{mean:.1f} ± {deviation:.1f}" if percent else f"{mean:.2f} ± {deviation:.2f}"
+    return shown + (f" ({len(values)} seeds)" if len(values) < len(rows) else "")
 
 
 def statistics(row: dict[str, Any], percent: bool = True) -> list[str]:
@@ -156,7 +160,7 @@ def claim_lines(
         "sign flips of the seeds' differences, one-sided. Holds: p at most 0.05; reversed: the "
         "same for a fall. Primary claims are corrected (Holm, rises and falls apart, so that for "
         f"both together the level is 0.1), the {exploratory} exploratory ones are not: if nothing "
-        f"were true, about {0.05 * exploratory:.0f} of them would hold by chance alone, and as "
+        f"were true, about {0.05 * exploratory:.1f} of them would hold by chance alone, and as "
         "many be reversed."
     ]
     if any("within" in row for row in found):

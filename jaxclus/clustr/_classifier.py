@@ -20,9 +20,10 @@ class ClusterClassifier:
 
     With s_j = exp(-|h - mu_j|^2 / (2 sigma^2)), the logits are G_c = log sum_{j of c} s_j over all
     clusters of class c. Their argmax is that of the published scores where those count every
-    cluster and do not underflow. They do not saturate: far from all centres every score is 0 in
-    float32, and a cross-entropy on scores has no gradient left, while G still says where to go.
-    Attack these.
+    cluster and do not underflow. Far from all centres every score is 0 in float32, and a
+    cross-entropy on scores has no gradient left, while that on G still says where to go. Attack
+    these. (Where one class leads by far, their cross-entropy saturates as that of any logits does;
+    AutoAttack's other losses and targets do not depend on it.)
 
     `scores` are the published ones: S_c sums s_j over those of the `nearest` clusters that are of
     class c, and `probabilities` are S / sum S. `score_classifier` takes scores for logits, to
