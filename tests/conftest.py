@@ -6,7 +6,9 @@ import pytest
 # Directories and files whose time goes into compiling, but for files that run for long or compare
 # with programs compiled elsewhere.
 UNOPTIMISED = {"attacks", "cli", "clustr", "evaluation", "linear", "models"}
-UNOPTIMISED |= {"test_objectives", "test_clustering_objectives", "test_kmeans"}
+UNOPTIMISED |= {"test_objectives", "test_clustering_objectives", "test_kmeans", "test_compose"}
+UNOPTIMISED |= {"test_clustr_experiment", "test_readme", "test_benchmarks", "test_train_step"}
+UNOPTIMISED |= {"test_fit"}
 LONG = {"test_conformance", "test_ops", "test_packing"}
 
 # The suite's time goes into compiling thousands of small programs: half of it so.
