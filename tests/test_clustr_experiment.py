@@ -172,11 +172,12 @@ def test_where_an_attack_on_scores_stops_short():
     # one is away from both, to 0.9, where the scores are not 0 yet; on logits the way is back.
     away = found((0.6, 0.35), 0.05)
     assert 0 < away["standing"] <= 1
-    assert away == away | {"flat": 0, "opposed": 1, "broken": 1, "broken_on_scores": 0}
-    assert 0 <= away["opposed_at_first"] <= 1
+    # The first step decides which way it goes, so that the gradients are opposed from the start.
+    wanted = {"opposed": 1, "opposed_at_first": 1, "broken": 1, "broken_on_scores": 0}
+    assert away == away | wanted | {"flat": 0}
     # Narrow clusters: the scores are nearly 0 there.
     flat = found((0.6, 0.35), 2e-3)
-    assert flat == flat | {"flat": 1, "opposed": 1, "broken": 1, "broken_on_scores": 0}
+    assert flat == flat | wanted | {"flat": 1}
     # Nothing stands where the other cluster is all around.
     nothing = dict.fromkeys(clustr_mechanism.SHARES)
     assert found((0.0, 0.6), 0.05) == {"standing": 0} | nothing
