@@ -48,11 +48,9 @@ from experiments.clustering_trials import (
     transfer_plan,
     transferred,
 )
+from experiments.records import shown_name, written
 from experiments.rows import kept, sources
 from jaxclus import runs
-
-# Fingerprint of the CIFAR-10 test set of TFDS 3.0.2 re-encoded as JPEG of quality 75.
-JPEG_Q75 = "7646112d96e33c80d5d6efb5aa8eaa6c6842eed8c73497f60e522f45ca730872"
 
 FACTORS = ("method", "regulariser", "architecture", "batch_norm", "eps", "transfer")
 SETTINGS = {
@@ -141,7 +139,7 @@ class Experiment:
         train, test = jc.data.load(self.dataset, "train"), jc.data.load(self.dataset, "test")
         rows = list(self._rows(setting, train, test))
         result = {
-            "dataset": self.dataset + (" (JPEG q75)" if test.fingerprint == JPEG_Q75 else ""),
+            "dataset": shown_name(test),
             "fingerprints": {"train": train.fingerprint, "test": test.fingerprint},
             "class_names": list(test.class_names),
             "groups": [[name, list(members)] for name, members in test.groups],
@@ -156,15 +154,8 @@ class Experiment:
             **runs.environment(),
         }
         name = f"clustering_effect-{self.dataset}{'-quick' if self.quick else ''}"
-        runs.write_json(self.output / f"{name}.json", result)
-        table = clustering_summary.table(result)
-        runs.write_atomic(self.output / f"{name}.md", table.encode())
-        for kind, figure in clustering_figures.figures(result).items():
-            with runs.atomic_file(self.output / f"{name}-{kind}.png") as file:
-                figure.savefig(file, format="png", bbox_inches="tight")
-        print(table)
-        print(f"written: {self.output / name}.json, .md and .png")
-        return result
+        figures = {f"-{kind}": made for kind, made in clustering_figures.figures(result).items()}
+        return written(self.output, name, result, clustering_summary.table(result), figures)
 
     def setting(self) -> Setting:
         """The data set's setting, on this hardware."""

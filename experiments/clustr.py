@@ -54,9 +54,9 @@ import tyro
 
 import jaxclus as jc
 from experiments import clustr_evaluation, clustr_mechanism, clustr_summary, clustr_trials
-from experiments.clustering_effect import JPEG_Q75
 from experiments.clustr_evaluation import evaluated
 from experiments.clustr_trials import Setting, Trial, config, objective, trained, trials
+from experiments.records import shown_name, written
 from experiments.rows import kept, sources
 from jaxclus import runs
 
@@ -94,7 +94,7 @@ class Experiment:
         train, test = jc.data.load(self.dataset, "train"), jc.data.load(self.dataset, "test")
         rows = list(self._rows(setting, train, test))
         result = {
-            "dataset": self.dataset + (" (JPEG q75)" if test.fingerprint == JPEG_Q75 else ""),
+            "dataset": shown_name(test),
             "fingerprints": {"train": train.fingerprint, "test": test.fingerprint},
             "part": self.part,
             "setting": dataclasses.asdict(setting),
@@ -106,15 +106,8 @@ class Experiment:
         }
         name = f"clustr-{self.dataset}"
         name += (self.part != "headline") * f"-{self.part}" + self.quick * "-quick"
-        runs.write_json(self.output / f"{name}.json", result)
-        table = clustr_summary.table(result)
-        runs.write_atomic(self.output / f"{name}.md", table.encode())
-        if self.part == "headline":
-            with runs.atomic_file(self.output / f"{name}.png") as file:
-                clustr_summary.figure(result).savefig(file, format="png", bbox_inches="tight")
-        print(table)
-        print(f"written: {self.output / name}.*")
-        return result
+        figures = {"": clustr_summary.figure(result)} if self.part == "headline" else {}
+        return written(self.output, name, result, clustr_summary.table(result), figures)
 
     def setting(self) -> Setting:
         """The data set's setting, on this hardware."""

@@ -28,7 +28,7 @@ import tyro
 
 import jaxclus as jc
 from benchmarks import reference_networks
-from experiments.clustering_effect import JPEG_Q75
+from experiments.records import shown_name
 from jaxclus import runs
 
 #: The radius at which a data set usually is attacked, by data set and norm.
@@ -154,7 +154,7 @@ class Experiment:
     def _evaluate(self, network: Network) -> dict[str, Any]:
         """One row."""
         data = jc.data.load(network.dataset, "test", self.data_dir)
-        jpeg = data.fingerprint == JPEG_Q75
+        shown = shown_name(data)
         wanted = QUICK_IMAGES if self.quick else self.num_images
         data = data.take(min(wanted, len(data)))
         threat = self._threat(network.dataset)
@@ -169,7 +169,7 @@ class Experiment:
         return {
             "network": network.name,
             "path": str(network.path),
-            "dataset": data.name + (" (JPEG q75)" if jpeg else ""),
+            "dataset": shown,
             **summary(found),
             "masking": self._masking(work / "masking.json", key, network, data, found[0]),
             "evaluations": [result.to_json() for result in found],
