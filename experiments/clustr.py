@@ -118,7 +118,7 @@ class Experiment:
         return dataclasses.replace(
             setting, model="cnn", arguments=(("widths", (8,)), ("hidden", 16)), seeds=(0, 1),
             lipschitz=(("width", 2), ("hidden", 16)), num_images=480, epochs=2, batch_size=120,
-            first_image=0, test_images=8, nearest=(1,), short=True,
+            first_image=0, test_images=8, lipschitz_images=8, nearest=(1,), short=True,
         )  # fmt: skip
 
     def _code(self) -> str:

@@ -26,7 +26,8 @@ def evaluated(
     """A network's accuracies by evaluation, and its certificates."""
     key = jax.random.fold_in(jax.random.key(seed), 1)
     network, head = jc.models.parts(model)
-    few = test.subset(setting.first_image + np.arange(setting.test_images))
+    count = setting.lipschitz_images if trial.lipschitz else setting.test_images
+    few = test.subset(setting.first_image + np.arange(count))
     headline, own = "headline" in trial.parts, eps_name(setting.eps)
     grid = GRID if headline else (setting.eps,)
     row: dict[str, Any] = {"clean_accuracy": float(jc.evaluation.correct(model, test).mean())}
@@ -66,7 +67,7 @@ def evaluated(
     proved = jc.evaluation.certify(model, test, threat=jc.L2(L2_GRID[0]))
     row |= {"lipschitz": proved.lipschitz, "median_radius": float(np.median(proved.radius))}
     if trial.lipschitz:
-        row["l2"] = bracketed(key, model, few, setting, directory)
+        row["l2"] = bracketed(key, model, few, setting)
     return row
 
 
@@ -212,14 +213,13 @@ def by_nearest(
 
 
 def bracketed(
-    key: jax.Array, model: Any, images: jc.data.Dataset, setting: Setting, directory: Path
+    key: jax.Array, model: Any, images: jc.data.Dataset, setting: Setting
 ) -> dict[str, dict[str, float]]:
     """Certified and attacked accuracy in L2 balls."""
     row = {}
     for eps in L2_GRID:
-        ball, where = jc.L2(eps), directory / f"autoattack-l2-{eps:g}"
-        attack = setting.autoattack(ball)
-        broken = jc.evaluation.robustness(key, model, attack, images, directory=where)
+        ball = jc.L2(eps)
+        broken = jc.evaluation.robustness(key, model, setting.targeted(ball), images)
         proved = jc.evaluation.certify(model, images, threat=ball)
         found = jc.evaluation.bracket(proved, broken)
         row[f"{eps:g}"] = {

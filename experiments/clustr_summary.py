@@ -87,6 +87,7 @@ def table(result: dict[str, Any]) -> str:
     setting, rows = result["setting"], result["rows"]
     eps, seeds = eps_name(setting["eps"]), ", ".join(map(str, setting["seeds"]))
     count = setting["num_images"]
+    attacked = setting["lipschitz_images" if result["part"] == "certificates" else "test_images"]
     images = "all training images" if count is None else f"{count} training images"
     lines = [
         f"# ClusTR on {result['dataset']}",
@@ -99,7 +100,7 @@ def table(result: dict[str, Any]) -> str:
         "log-domain logits. Networks without clusters have one kind of logits, and no scores. "
         'AutoAttack: "standard", on the logits. Worst: rightly classified under all of these and, '
         "for clusters, under targeted APGD on the distances to them. Clean accuracy on all test "
-        f"images; attacks, and the clean accuracy beside them, on {setting['test_images']} from "
+        f"images; attacks, and the clean accuracy beside them, on {attacked} from "
         f"number {setting['first_image']} on. Stuck: of the ends of PGD-100 that are classified "
         "rightly, where there are any, those where the attacked loss has gradient 0 in every "
         "pixel. Radius: the median certified L2 radius over all test images, 0 for misclassified "
@@ -205,7 +206,7 @@ def _mechanism_lines(rows: Sequence[Row]) -> Iterable[str]:
 
 
 def _certificate_lines(rows: Sequence[Row]) -> Iterable[str]:
-    yield "L2, the attacked images: certified <= true <= AutoAttack, in %:"
+    yield "L2, the attacked images: certified <= true <= targeted APGD (9 targets, 100 steps), %:"
     yield ""
     radii = list(rows[0]["l2"])
     yield f"| network | Lipschitz bound | {' | '.join(f'eps {r}' for r in radii)} |"

@@ -25,6 +25,8 @@ class Setting:
         attack_steps: of PGD in adversarial training and TRADES.
         first_image: where the attacked test images begin; a pilot has seen the first 1,000.
         test_images: how many are attacked.
+        lipschitz_images: how many with the Lipschitz-bounded network, whose convolutions of few
+            channels take twelve times as long.
         batch_size: of training.
         nearest: L of the scores, beside the number of clusters.
         short: whether AutoAttack is a few steps of APGD instead: a smoke test.
@@ -40,6 +42,7 @@ class Setting:
     attack_steps: int = 7
     first_image: int = 1000
     test_images: int = 1000
+    lipschitz_images: int = 100
     batch_size: int = 240
     nearest: tuple[int, ...] = (1, 5, 10)
     short: bool = False
@@ -52,7 +55,7 @@ class Setting:
         return jc.attacks.AutoAttack(ball, version="custom", attacks=members)
 
     def targeted(self, ball: jc.threat.Threat) -> jc.attacks.TargetedAPGD:
-        """The attack on the distances to clusters."""
+        """The attack on the distances to clusters, and in L2 balls."""
         return jc.attacks.TargetedAPGD(ball, steps=3 if self.short else 100)
 
 
