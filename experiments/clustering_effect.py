@@ -52,6 +52,8 @@ from experiments.records import shown_name, written
 from experiments.rows import kept, sources
 from jaxclus import runs
 
+# What rows depend on, beside their settings: as it was imported, whatever is edited since.
+CODE = sources(jc, clustering_trials)
 FACTORS = ("method", "regulariser", "architecture", "batch_norm", "eps", "transfer")
 SETTINGS = {
     "fashion_mnist": Setting(
@@ -192,8 +194,7 @@ class Experiment:
         """A row from the last time, if it was made of the same things; else computed and kept."""
         name = f"{self.dataset}{'-quick' if self.quick else ''}-{trial.name}-{seed}"
         # Of changed code nothing is kept, neither rows nor checkpoints.
-        code = sources(jc, clustering_trials)
-        directory = self.work / code / name.replace(", ", "-").replace(" ", "_")
+        directory = self.work / CODE / name.replace(", ", "-").replace(" ", "_")
         # Which other trials and how many seeds there are changes nothing.
         common = dataclasses.replace(setting, seeds=0, factors=(), methods=(), eps_factors=())
         if isinstance(trial, Transfer):

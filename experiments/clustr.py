@@ -60,6 +60,8 @@ from experiments.records import shown_name, written
 from experiments.rows import kept, sources
 from jaxclus import runs
 
+# What rows depend on, beside their settings: as it was imported, whatever is edited since.
+CODE, MECHANISM = sources(jc, clustr_trials, clustr_evaluation), sources(clustr_mechanism)
 NARROW = (("width", 8), ("hidden", 64))  # the Lipschitz-bounded network
 SETTINGS = {
     "fashion_mnist": Setting("cnn", (), NARROW, 25.5 / 255, num_images=20_000),
@@ -99,7 +101,7 @@ class Experiment:
             "part": self.part,
             "setting": dataclasses.asdict(setting),
             "quick": self.quick,
-            "code": self._code(),
+            "code": CODE,
             "claims": clustr_summary.claims(rows, setting, self.part),
             "rows": rows,
             **runs.environment(),
@@ -120,10 +122,6 @@ class Experiment:
             lipschitz=(("width", 2), ("hidden", 16)), num_images=480, epochs=2, batch_size=120,
             first_image=0, test_images=8, lipschitz_images=8, nearest=(1,), short=True,
         )  # fmt: skip
-
-    def _code(self) -> str:
-        """What rows depend on, beside their settings."""
-        return sources(jc, clustr_trials, clustr_evaluation)
 
     def _rows(
         self, setting: Setting, train: jc.data.Dataset, test: jc.data.Dataset
@@ -147,7 +145,7 @@ class Experiment:
         """The row of a trial, computed or kept; its network is remembered for those after it."""
         name = f"{self.dataset}{'-quick' if self.quick else ''}-{trial.name}-{seed}"
         # Of changed code nothing is kept, neither rows nor checkpoints.
-        directory = self.work / self._code() / name.replace(", ", "-").replace(" ", "_")
+        directory = self.work / CODE / name.replace(", ", "-").replace(" ", "_")
         common = dataclasses.replace(setting, seeds=())
         goal = objective(trial, setting), config(trial, setting)
         made_of = (trial, goal, common, train.fingerprint, test.fingerprint)
@@ -171,7 +169,7 @@ class Experiment:
         label = f"{trial.name}, seed {seed}"
         row = kept(directory, made_of, label, compute)
         if self.part == "headline" and trial.method in ("clustr", "qtrades"):
-            made_of += (sources(clustr_mechanism),)
+            made_of += (MECHANISM,)
             where = directory / "mechanism"
             row["stopped_short"] = kept(where, made_of, f"{label}, mechanism", looked_into)
         return row

@@ -160,6 +160,20 @@ def one_pixel_clusters(centres, variance):
     return jc.Chain(jc.models.features(network), head)
 
 
+def test_a_lipschitz_bounded_network_learns_clusters_that_prove_something(tmp_path):
+    setting = dataclasses.replace(
+        clustr.SETTINGS["digits"], lipschitz=(("width", 4), ("hidden", 16)), epochs=4, short=True
+    )
+    (trial,) = (t for t in clustr_trials.trials("certificates") if t.name == "clustr, Lipschitz")
+    train, few = jc.data.load("digits", "train"), jc.data.load("digits", "test").take(50)
+    run = clustr_trials.trained(trial, setting, 0, train, None, tmp_path)
+    found = clustr_evaluation.bracketed(jax.random.key(0), run.model, few, setting)
+    assert list(found) == ["0.1", "0.25", "0.5"]
+    certified = [ends["certified"] for ends in found.values()]
+    assert certified == sorted(certified, reverse=True) and certified[0] > 0.05
+    assert all(ends["certified"] <= ends["attacked"] < 0.98 for ends in found.values())
+
+
 def test_where_an_attack_on_scores_stops_short():
     setting = dataclasses.replace(clustr.SETTINGS["digits"], eps=0.3)
     images = jc.data.Dataset(np.full((6, 1, 1, 1), 153, np.uint8), np.zeros(6, np.int32))

@@ -21,6 +21,7 @@ Method = Literal[
 _BALL = {"norm", "eps"}
 _CLUSTERS = {
     "clusters_per_class", "clusters_per_batch", "alpha", "nearest", "cross_entropy_weight",
+    "num_init", "max_iter", "as_published",
 }  # fmt: skip
 _SETTINGS: dict[str, set[str]] = {
     "standard": set(),
@@ -92,6 +93,12 @@ class Train:
     """ClusTR: how many clusters the published scores count; default all."""
     cross_entropy_weight: float | None = None
     """ClusTR: weight of an additional cross-entropy on the logits; default 0."""
+    num_init: int | None = None
+    """ClusTR: restarts of k-means; default 1, as published for CIFAR-10 (10 for other sets)."""
+    max_iter: int | None = None
+    """ClusTR: iterations of k-means; default 20, as published for CIFAR-10 (40 for others)."""
+    as_published: bool = False
+    """ClusTR: with the published code's mistakes."""
     awp: float | None = None
     """Size of an adversarial perturbation of the weights (0.005 is usual); default none."""
     cluster: Literal["logits", "weight"] | None = None
@@ -165,8 +172,8 @@ class Train:
         for name in sorted(set().union(*_SETTINGS.values())):
             value = getattr(self, name)
             # That linf was asked for cannot be told from its being the default.
-            given = value is not None and (name, value) != ("norm", "linf")
-            if given and name not in _SETTINGS[self.method]:
+            default = value is None or value is False or (name, value) == ("norm", "linf")
+            if not default and name not in _SETTINGS[self.method]:
                 readers = [method for method, names in _SETTINGS.items() if name in names]
                 raise ValueError(
                     f"`{name}` is a setting of --method {', '.join(readers)}, not of {self.method}"

@@ -65,8 +65,8 @@ def certified_radius(
         ValueError, TypeError: a shape is another one, `lipschitz` is not above 0, or the rule is
             not known.
 
-    Derived here. Alfarra et al., arXiv:2006.07682, state a certificate for the hard rule; their
-    code computes none.
+    Derived here. Alfarra et al., arXiv:2006.07682, state that a certificate exists; their code
+    computes none.
     """
     _checks.one_of("rule", rule, ("soft", "hard"))
     _checks.positive("lipschitz", lipschitz)

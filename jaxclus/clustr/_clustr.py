@@ -55,7 +55,8 @@ class ClusTR(Objective):
         clusters_per_batch: m, at least 2 and at most K (classes - 1) + 1; the batch size must be a
             multiple of it.
         alpha: margin of the Magnet loss, at least 0.
-        nearest: L, clusters that the published scores count, in [1, K classes]; None for all.
+        nearest: L, clusters that the published scores count, in [1, K classes]; None for all, as
+            in the published evaluation (20 for 10 classes). Its training counts 10.
         cross_entropy_weight: of an additional mean cross-entropy on the head's logits, at least 0.
         num_init: restarts of k-means, at least 1.
         max_iter: iterations of Lloyd, at least 1. In the published code 1 restart and 20 iterations

@@ -44,7 +44,7 @@ class _Consistent(ClusTR):
     ) -> Outcome:
         h = model.features(x)
         found = self._magnet(h, y, state)
-        return self._with_gap(found, h, state.head.scores(model.features(x_adv)), state)
+        return self._with_gap(found, h, model.features(x_adv), state)
 
     def _target(self, head: ClusterClassifier, h: jax.Array) -> jax.Array:
         """p [b, k]; as published it is 0 for all classes where all scores underflow."""
@@ -53,11 +53,12 @@ class _Consistent(ClusTR):
         scores = head.scores(h)
         return scores / jnp.maximum(scores.sum(axis=1, keepdims=True), 1e-12)
 
-    def _with_gap(self, found: Outcome, h: jax.Array, z: jax.Array, state: Clusters) -> Outcome:
-        """Adds beta times the mean of H(p(h), softmax(z)) to the loss."""
-        gap = soft_cross_entropy(self._target(state.head, h), z).mean()
-        metrics = found.metrics | {"consistency": gap}
-        return found._replace(loss=found.loss + self.beta * gap, metrics=metrics)
+    def _with_gap(self, found: Outcome, h: jax.Array, h_adv: jax.Array, state: Clusters) -> Outcome:
+        """Adds beta times the mean of H(p(h), softmax(S(h_adv))) to the loss."""
+        head = state.head
+        gap = soft_cross_entropy(self._target(head, h), head.scores(h_adv)).mean()
+        loss, metrics = found.loss + self.beta * gap, found.metrics | {"consistency": gap}
+        return found._replace(loss=loss, logits=head(h_adv), metrics=metrics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +135,7 @@ class QTRADES(_Consistent):
         target = jax.lax.stop_gradient(self._target(state.head, h))
         leak = soft_cross_entropy(target, state.head.scores(model.features(start))).mean()
         found = self._magnet(h, y, state)
-        found = self._with_gap(found, h, state.head.scores(model.features(x_adv)), state)
+        found = self._with_gap(found, h, model.features(x_adv), state)
         # Its gradient alone: the published loss does not contain it.
         return found._replace(loss=found.loss + leak - jax.lax.stop_gradient(leak))
 

@@ -34,7 +34,8 @@ def magnet_loss(
     published code's; they hold the loss below 18.42, near which its gradient vanishes. Means and
     variance are differentiated through, so that every loss depends on the whole batch. Examples of
     a cluster need not be neighbours, as the published code takes for granted. Where all examples
-    are at their means, sigma^2 counts as 1.
+    are at their means, sigma^2 counts as the mean square of the entries of r - mean r, or as 1
+    where that is 0 too.
 
     Args:
         embeddings: r, floating point [b, d], b at least 2.

@@ -94,6 +94,10 @@ def test_train_knows_every_objective(settings, wanted, name):
             clustr.QTRADES(threat=BALL, nearest=5, cross_entropy_weight=0.5),
         ),
         (
+            {"method": "clustr", "num_init": 10, "max_iter": 40, "as_published": True},
+            clustr.ClusTR(num_init=10, max_iter=40, as_published=True),
+        ),
+        (
             {"method": "clustr_trades", "eps": 0.1, "attack_steps": 3},
             clustr.ClusTRTRADES(threat=BALL, steps=3),
         ),
@@ -106,11 +110,18 @@ def test_train_knows_clustr(settings, wanted):
     assert command.directory(7) == Path("runs") / f"digits-cnn-{settings['method']}-seed7"
 
 
-def test_clustr_goes_on_from_a_network(teacher, tmp_path, capsys):
+def test_clustr_goes_on_from_a_network(teacher, tmp_path, capsys, monkeypatch):
     words = ["--method", "clustr", "--start", str(teacher), "--clusters-per-batch", "8"]
     run, config = trained(words, tmp_path / "runs")
     assert run.name == "digits-cnn-clustr-seed0" and config["name"] == "clustr"
     assert json.loads((run / "config.json").read_text())["start"] == str(teacher)
+    # What was trained is judged and certified; any attack will do.
+    monkeypatch.setattr(jc.attacks, "AutoAttack", lambda ball, version: jc.attacks.FGSM(ball))
+    judge = ["evaluate", str(run), "--norm", "l2", "--eps", "0.01", "--num-images", "16"]
+    assert cli.main([*judge, "--no-masking", "--curve", "--microbatch", "8"]) == 0
+    assert "certified accuracy" in capsys.readouterr().out
+    (bracket,) = json.loads((run / "certificates.json").read_text())["brackets"]
+    assert 0 <= bracket["certified_accuracy"] <= bracket["robust_accuracy"] < 1
     network, head = jc.models.parts(jc.load(run))
     assert network.spec.arguments == (("hidden", 8), ("widths", (4,)))
     assert head.centre_classes == tuple(np.repeat(np.arange(10), 2))

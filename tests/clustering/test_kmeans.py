@@ -139,6 +139,19 @@ def test_inertias_are_those_of_scikit_learn(n, d, parts, k, num_init):
     assert np.mean(ours) == pytest.approx(np.mean(peers), rel=1e-2)
 
 
+def test_one_restart_finds_the_best_as_often_as_scikit_learns():
+    # Inertias of single restarts lie apart, in several optima: medians jump from one to another.
+    points, seeds = mixture(400, 400, 16, 4, spread=3.0), 400
+    fit = jax.jit(lambda key: kmeans(key, points, 2).inertia)
+    ours = np.array([fit(key) for key in jax.random.split(KEY, seeds)])
+    with threadpool_limits(1):
+        peers = [Peer(2, n_init=1, random_state=i).fit(points).inertia_ for i in range(seeds)]
+    best = 1.0001 * min(ours.min(), *peers)
+    shares = [np.mean(np.array(inertias) < best) for inertias in (ours, peers)]
+    assert 0.2 < shares[0] < 0.9
+    assert shares[0] == pytest.approx(shares[1], abs=0.1)  # 3 standard deviations
+
+
 def test_seeds_are_distinct_points_that_count_and_greedy():
     points, mask = mixture(5, 60, 2, 5, spread=9), np.arange(60) % 2 == 0
 

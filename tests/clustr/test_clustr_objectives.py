@@ -194,6 +194,18 @@ def test_the_consistency_term(name):
     assert found.loss == pytest.approx(reference(WEIGHT), rel=1e-4)
     assert found.metrics["consistency"] == pytest.approx(gap(X, scores_of(X_ADV)).mean(), rel=1e-4)
     assert_gradient(gradient, reference)
+    # Objectives around it act on the adversarial images.
+    np.testing.assert_allclose(found.logits, STATE.head(embed(X_ADV).astype("f4")), rtol=1e-4)
+
+
+def test_the_published_target_is_0_where_all_scores_underflow():
+    head = dataclasses.replace(STATE.head, variance=jnp.float32(1e-4))
+    assert (np.asarray(head.scores(embed(X).astype("f4"))) == 0).all()
+    state = dataclasses.replace(STATE, head=head)
+    for as_published, wanted in ((False, np.log(CLASSES)), (True, 0)):
+        objective = dataclasses.replace(KINDS["qtrades"], as_published=as_published)
+        found, _ = loss_and_gradient(objective, state)
+        assert found.metrics["consistency"] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_qtrades_takes_one_step_up_the_cross_entropy():
@@ -317,6 +329,41 @@ def test_passes_through_batch_norm(as_published, passes):
     share = np.asarray(model.stats["norm"]["mean"]) / embed(X).mean(axis=0)
     assert np.isfinite(found.loss)
     assert share.mean() == pytest.approx(1 - 0.9**passes, abs=0.02)
+
+
+def test_the_published_adversary_sees_the_statistics_of_its_batch():
+    """One step in train mode, where the images of a batch depend on each other."""
+    objective = dataclasses.replace(KINDS["qtrades"], as_published=True)
+    network, centres, variance = Normed(), np.random.default_rng(1).normal(size=(8, DIM)), 2.0
+    head = dataclasses.replace(
+        STATE.head, centres=jnp.asarray(centres, jnp.float32), variance=jnp.float32(variance)
+    )
+    state = dataclasses.replace(STATE, head=head)
+
+    def normed(x):
+        h = embed(x)
+        return (h - h.mean(axis=0)) / np.sqrt(h.var(axis=0) + network.norm.epsilon)
+
+    def seen(x):
+        return scores(normed(x), centres, head.centre_classes, variance, 8)
+
+    target = seen(X) / seen(X).sum(axis=1, keepdims=True)
+
+    def consistency(x):
+        return -(target * log_softmax(seen(x))).sum(axis=1)
+
+    start = np.asarray(BALL.random_start(KEYS, CLEAN), np.float64)
+    slope = numeric(lambda x: consistency(x).sum(), start)
+    x_adv = np.clip(start + 0.125 * np.sign(slope), X - 0.1, X + 0.1).clip(0, 1)
+    train = nnx.view(network, use_running_average=False, raise_if_not_found=False)
+    graph, params, stats = nnx.split(train, nnx.Param, nnx.BatchStat)
+    model = TrainingModel(graph, nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
+    found = objective.loss(model, CLEAN, CLEAN, TO, KEYS, state)
+    assert found.metrics["consistency"] == pytest.approx(consistency(x_adv).mean(), rel=1e-4)
+    # In eval mode the adversary finds other images.
+    honest = dataclasses.replace(objective, as_published=False)
+    other = np.asarray(honest.perturb(KEYS, network, CLEAN, TO, state))
+    assert abs(consistency(other).mean() / consistency(x_adv).mean() - 1) > 5e-3
 
 
 def test_heads_come_through_wrappers():

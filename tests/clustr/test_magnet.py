@@ -58,6 +58,9 @@ def test_the_gradient_is_finite_where_examples_are_at_their_means():
     nowhere = jnp.zeros((48, 5))
     np.testing.assert_allclose(magnet_loss(nowhere, ids, labels, 1.0), 1 + np.log(6), rtol=1e-5)
     assert np.isfinite(jax.grad(mean)(nowhere)).all()
+    # Two clusters 3 apart: entries of r - mean r are 1.5 in size, so D / (2 sigma^2) = 9 / 4.5.
+    apart, two = jnp.array([[0.0], [0.0], [3.0], [3.0]]), jnp.array([0, 0, 1, 1])
+    np.testing.assert_allclose(magnet_loss(apart, two, two, 12.5), 10.5, atol=1e-3)
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1e-6, 1e6, 1e15])
