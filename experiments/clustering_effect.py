@@ -166,8 +166,9 @@ class Experiment:
         if not self.quick:
             return setting
         return dataclasses.replace(
-            setting, model="cnn", seeds=2, epochs=2, attack_steps=2, num_images=500,
-            test_images=100, autoattack_images=8, factors=("regulariser", "transfer"),
+            setting, model="cnn", arguments=(("widths", (8,)), ("hidden", 16)), seeds=2,
+            epochs=2, attack_steps=2, num_images=500, test_images=100, autoattack_images=8,
+            factors=("regulariser", "transfer"),
         )  # fmt: skip
 
     def _rows(

@@ -35,6 +35,7 @@ class Setting:
         small_images: training images in the factor architecture.
         tuning_images: training images of each superclass in fine-tuning.
         tuning_epochs: epochs of fine-tuning.
+        arguments: of the architecture.
     """
 
     model: str
@@ -53,6 +54,7 @@ class Setting:
     small_images: int = 10_000
     tuning_images: int = 128
     tuning_epochs: int = 20
+    arguments: tuple[tuple[str, Any], ...] = ()
 
     def config(self) -> TrainingConfig:
         """How networks are trained."""
@@ -148,7 +150,7 @@ def trained(
         config = dataclasses.replace(config, learning_rate=trial.learning_rate)
     model = jc.models.create(
         trial.model or setting.model, train.num_classes, train.input_shape, init,
-        **dict(trial.arguments),
+        **dict(setting.arguments if trial.model is None else trial.arguments),
     )  # fmt: skip
     goal = objective(trial, trial.eps or setting.eps, setting, train.groups)
     followed = Followed(goal, train.groups, config.epochs)
@@ -229,7 +231,9 @@ def transferred(
     plan = transfer_plan(transfer, setting, seed, train)
     source, target = plan.source, plan.target
     source_test, target_test = jc.data.split_subclasses(test, plan.groups, plan.taken_out)
-    model = jc.models.create(setting.model, source.num_classes, source.input_shape, init)
+    model = jc.models.create(
+        setting.model, source.num_classes, source.input_shape, init, **dict(setting.arguments)
+    )
     run = jc.training.fit(fit, model, source, plan.objective, setting.config(), directory=directory)
     begin = time.perf_counter()
     read_out = jc.Chain(run.model, jc.evaluation.SuperclassLogits(source.groups))

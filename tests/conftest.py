@@ -8,7 +8,7 @@ import pytest
 UNOPTIMISED = {"attacks", "cli", "clustr", "evaluation", "linear", "models"}
 UNOPTIMISED |= {"test_objectives", "test_clustering_objectives", "test_kmeans", "test_compose"}
 UNOPTIMISED |= {"test_clustr_experiment", "test_readme", "test_benchmarks", "test_train_step"}
-UNOPTIMISED |= {"test_fit"}
+UNOPTIMISED |= {"test_fit", "test_experiments"}
 LONG = {"test_conformance", "test_ops", "test_packing"}
 
 # The suite's time goes into compiling thousands of small programs: half of it so.
