@@ -169,6 +169,12 @@ def _grid_lines(rows: Sequence[Row]) -> Iterable[str]:
             if kind in own[0]:
                 cells = [cell(own, f"{kind}.{eps}", percent=True) for eps in GRID_NAMES]
                 yield f"| {name}, {label} | {' | '.join(cells)} |"
+        found = own[0]["autoattack"]
+        cells = [
+            cell(own, f"autoattack.{eps}", percent=True) if eps in found else ""
+            for eps in GRID_NAMES
+        ]
+        yield f"| {name}, AutoAttack | {' | '.join(cells)} |"
 
 
 def _nearest_lines(rows: Sequence[Row]) -> Iterable[str]:
