@@ -24,7 +24,7 @@ def stopped_short(
       there, far from all clusters: the loss has nothing left to gain, but the nearest cluster is
       still one of the own class.
     - opposed: the gradients of the cross-entropies of scores and of logits have a negative inner
-      product, so that a step that the one asks for is a step back for the other; "at first": of the
+      product, so that a small step along the one is a step back for the other; "at first": of the
       same images, where the attack began.
     - broken: the classifier is fooled if as many steps go on from there, on the logits; "on
       scores": if they go on as before.

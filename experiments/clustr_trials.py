@@ -26,7 +26,7 @@ class Setting:
         first_image: where the attacked test images begin; a pilot has seen the first 1,000.
         test_images: how many are attacked.
         lipschitz_images: how many with the Lipschitz-bounded network, whose convolutions of few
-            channels take twelve times as long.
+            channels take eleven times as long.
         batch_size: of training.
         nearest: L of the scores, beside the number of clusters.
         short: whether AutoAttack is a few steps of APGD instead: a smoke test.

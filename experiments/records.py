@@ -38,5 +38,5 @@ def written(
         with runs.atomic_file(output / f"{name}{kind}.png") as file:
             figure.savefig(file, format="png", bbox_inches="tight")
     print(table)
-    print(f"written: {output / name}.json, .md and .png")
+    print(f"written: {output / name}.json, .md{' and .png' if figures else ''}")
     return record

@@ -98,7 +98,7 @@ class Train:
     max_iter: int | None = None
     """ClusTR: iterations of k-means; default 20, as published for CIFAR-10 (40 for others)."""
     as_published: bool = False
-    """ClusTR: with the published code's mistakes."""
+    """ClusTR: with the published code's mistakes, as far as `jc.clustr` can bring them back."""
     awp: float | None = None
     """Size of an adversarial perturbation of the weights (0.005 is usual); default none."""
     cluster: Literal["logits", "weight"] | None = None
