@@ -35,8 +35,9 @@ Ablations, one factor at a time around QTRADES: lambda, K, m, alpha, L, epochs; 
 mistakes, all at once; its adversary of TRADES; ClusTR free. All trials of a seed start from weights
 of the same key. The claims were fixed after a pilot on Fashion-MNIST, on seeds 0 to 5 and the first
 1,000 test images; seeds and images here are others: 1,000 of Fashion-MNIST, 500 of the other sets,
-100 for the Lipschitz-bounded network. A part takes two to five hours on two cores. p-values as in
-`experiments.clustering_effect`. CIFAR-10 is the JPEG q75 re-encoding.
+100 for the Lipschitz-bounded network. Fashion-MNIST's headline took about four hours on two cores;
+no other part has been timed. p-values as in `experiments.clustering_effect`. CIFAR-10 is the JPEG
+q75 re-encoding.
 
 Results: experiments/results/clustr-DATASET.json (-ablations, -certificates), a table in .md, for
 the headline a figure in .png. Interrupted, the same command goes on, and parts share what they have

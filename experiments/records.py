@@ -23,7 +23,7 @@ def written(
     table: str,
     figures: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The record, once it, its table and its figures are written and the table is printed.
+    """Writes the record, its table and its figures, prints the table, and returns the record.
 
     Args:
         output: directory for NAME.json, NAME.md and a NAME.png for each figure.

@@ -11,7 +11,7 @@ import jaxclus as jc
 FAMILIES = {
     "cnn": {"widths": (4, 8), "hidden": 8},
     "resnet8": {"width": 4},
-    "resnet20": {"width": 4, "blocks": (2, 1)},
+    "resnet20": {"width": 4},
     "resnet18": {"width": 4, "blocks": (1, 1, 1)},
     "resnet34": {"width": 4, "blocks": (1, 2), "stem": "imagenet"},
     "resnet50": {"width": 4, "blocks": (1, 1), "stem": "imagenet", "activation": "gelu"},
