@@ -7,101 +7,46 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from clustr_problems import full_magnet, magnet, nearest_own, scores
+from clustr_problems import full_magnet, magnet, nearest_own
 from flax import nnx
+from objective_problem import (
+    BALL,
+    CENTRES,
+    CLEAN,
+    IDS,
+    IMAGES,
+    KEY,
+    KEYS,
+    KINDS,
+    LABELS,
+    PER_CLASS,
+    RNG,
+    SETTINGS,
+    SHAPE,
+    STATE,
+    TO,
+    VARIANCE,
+    WEIGHT,
+    X_ADV,
+    B,
+    Embedding,
+    M,
+    N,
+    X,
+    Y,
+    assert_gradient,
+    embed,
+    gap,
+    log_softmax,
+    loss_and_gradient,
+    numeric,
+    scores_of,
+    state_of,
+)
 
 import jaxclus as jc
 from jaxclus.clustr import QTRADES, ClusTR, ClusTRTRADES, FreeClusTR
-from jaxclus.training.objectives import AWP, Seen, TrainingModel, over_images
-
-ONE = jax.devices()[:1]
-BALL = jc.Linf(0.1)
-CLASSES, PER_CLASS, SHAPE, DIM = 4, 2, (2, 4, 1), 5
-N, B, M = 96, 24, 4
-_RNG = np.random.default_rng(0)
-IMAGES = _RNG.integers(0, 256, (N, *SHAPE), np.uint8)
-LABELS = (np.arange(N) % CLASSES).astype(np.int32)
-WEIGHT = _RNG.normal(size=(8, DIM)).astype(np.float32)
-X = _RNG.uniform(size=(B, *SHAPE)).astype(np.float32)
-X_ADV = np.clip(X + _RNG.uniform(-0.1, 0.1, X.shape), 0, 1).astype(np.float32)
-IDS = np.repeat(np.arange(M), B // M)
-Y = np.array([2, 0, 3, 1])[IDS].astype(np.int32)
-CLEAN, TO = jnp.asarray(X), jnp.asarray(Y)
-KEYS = jax.random.split(jax.random.key(1), B)
-KEY = jax.random.key(0)
-SETTINGS = {"clusters_per_class": PER_CLASS, "clusters_per_batch": M, "alpha": 1.0}
-KINDS = {
-    "clustr": ClusTR(**SETTINGS),
-    "qtrades": QTRADES(**SETTINGS, threat=BALL, beta=2.0),
-    "trades": ClusTRTRADES(**SETTINGS, threat=BALL, beta=2.0, steps=3),
-    "free": FreeClusTR(**SETTINGS, threat=BALL, replays=2),
-}
-
-
-class Embedding(jc.models.Classifier):
-    """h(x) = x W."""
-
-    def __init__(self, weight=WEIGHT):
-        super().__init__(DIM, CLASSES, 1, mean=None, std=None, dtype=jnp.float32, rngs=nnx.Rngs(0))
-        self.weight = nnx.Param(jnp.asarray(weight, jnp.float32))
-
-    def body(self, x):
-        return x.reshape(len(x), -1) @ self.weight[...]
-
-
-def state_of(objective):
-    return objective.init(KEY, Embedding(), jnp.asarray(IMAGES), jnp.asarray(LABELS), B)
-
-
-STATE = state_of(KINDS["clustr"])
-CENTRES, VARIANCE = np.asarray(STATE.head.centres, np.float64), float(STATE.head.variance)
-
-
-def embed(x, weight=WEIGHT):
-    return np.asarray(x, np.float64).reshape(len(x), -1) @ np.asarray(weight, np.float64)
-
-
-def scores_of(x, weight=WEIGHT):
-    return scores(embed(x, weight), CENTRES, STATE.head.centre_classes, VARIANCE, 8)
-
-
-def log_softmax(z):
-    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-
-
-def gap(x, z, weight=WEIGHT):
-    """H(p(x), softmax(z)) [b]."""
-    target = scores_of(x, weight)
-    return -(target / target.sum(axis=1, keepdims=True) * log_softmax(z)).sum(axis=1)
-
-
-def loss_and_gradient(objective, state=None, x_adv=X_ADV):
-    network = Embedding()
-    graph, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-    state = state or STATE
-
-    def loss(params):
-        model = TrainingModel(graph, params, nnx.to_pure_dict(stats))
-        found = objective.loss(model, CLEAN, jnp.asarray(x_adv), TO, KEYS, state)
-        return found.loss, found
-
-    gradient, found = jax.grad(loss, has_aux=True)(nnx.to_pure_dict(params))
-    return found, np.asarray(gradient["weight"])
-
-
-def numeric(function, at=WEIGHT, h=1e-5):
-    at, found = np.asarray(at, np.float64), np.zeros(np.shape(at))
-    for place in np.ndindex(at.shape):
-        moved = np.zeros(at.shape)
-        moved[place] = h
-        found[place] = (function(at + moved) - function(at - moved)) / (2 * h)
-    return found
-
-
-def assert_gradient(found, reference, share=2e-3):
-    wanted = numeric(reference)
-    assert np.abs(wanted).max() > 5e-4
-    np.testing.assert_allclose(found, wanted, atol=share * np.abs(wanted).max())
+from jaxclus.training.objectives import AWP, Seen, over_images
 
 
 def test_the_first_state_holds_the_clusters_of_each_class():
@@ -198,16 +143,6 @@ def test_the_consistency_term(name):
     np.testing.assert_allclose(found.logits, STATE.head(embed(X_ADV).astype("f4")), rtol=1e-4)
 
 
-def test_the_published_target_is_0_where_all_scores_underflow():
-    head = dataclasses.replace(STATE.head, variance=jnp.float32(1e-4))
-    assert (np.asarray(head.scores(embed(X).astype("f4"))) == 0).all()
-    state = dataclasses.replace(STATE, head=head)
-    for as_published, wanted in ((False, np.log(CLASSES)), (True, 0)):
-        objective = dataclasses.replace(KINDS["qtrades"], as_published=as_published)
-        found, _ = loss_and_gradient(objective, state)
-        assert found.metrics["consistency"] == pytest.approx(wanted, rel=1e-5)
-
-
 def test_qtrades_takes_one_step_up_the_cross_entropy():
     for size in (None, 0.03):
         objective = dataclasses.replace(KINDS["qtrades"], step_size=size)
@@ -219,23 +154,6 @@ def test_qtrades_takes_one_step_up_the_cross_entropy():
         sure = np.abs(slope) > 1e-5
         assert sure.mean() > 0.95
         np.testing.assert_allclose(found[sure], wanted[sure], atol=1e-6)
-
-
-def test_the_published_qtrades_leaks_the_adversarys_gradient():
-    published = dataclasses.replace(KINDS["qtrades"], as_published=True)
-    assert published.perturb(KEYS, Embedding(), CLEAN, TO, STATE) is CLEAN
-    found, gradient = loss_and_gradient(published)
-    # A network without BatchNorm: its adversary in train mode is the one in eval mode.
-    x_adv = np.asarray(KINDS["qtrades"].perturb(KEYS, Embedding(), CLEAN, TO, STATE))
-    right, without = loss_and_gradient(KINDS["qtrades"], x_adv=x_adv)
-    assert found.loss == pytest.approx(float(right.loss), rel=1e-5)
-    start, target = np.asarray(BALL.random_start(KEYS, CLEAN)), scores_of(X)
-    target = target / target.sum(axis=1, keepdims=True)
-
-    def leak(w):
-        return -(target * log_softmax(scores_of(start, w))).sum(axis=1).mean()
-
-    assert_gradient(gradient - without, leak, share=0.02)
 
 
 def test_the_adversary_of_trades_raises_the_divergence():
@@ -266,7 +184,7 @@ def test_free_training_carries_its_perturbation():
     objective = KINDS["free"]
     state = state_of(objective)
     assert objective.steps_per_batch == 2 and state.free.perturbation.shape == X.shape
-    slope = _RNG.normal(size=X.shape).astype(np.float32)
+    slope = RNG.normal(size=X.shape).astype(np.float32)
     x_adv = objective.perturb(KEYS, Embedding(), CLEAN, TO, state)
     np.testing.assert_array_equal(x_adv, X)
     seen = Seen(jnp.arange(B), CLEAN, x_adv, jnp.asarray(slope), jnp.ones(B))
@@ -292,78 +210,6 @@ def test_the_replays_of_a_batch_see_the_same_images():
             state = objective.update(state, seen)
         np.testing.assert_array_equal(*batches)
         assert set(np.asarray(state.losses)[batches[-1]]) <= set(np.asarray(losses))  # the last's
-
-
-class Normed(Embedding):
-    """An embedding with BatchNorm."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm = jc.models.BatchNorm(DIM, rngs=nnx.Rngs(0))
-
-    def body(self, x):
-        return self.norm(super().body(x))
-
-
-@pytest.mark.parametrize("as_published, passes", [(False, 2), (True, 3)])
-def test_passes_through_batch_norm(as_published, passes):
-    """The adversary in eval mode leaves the statistics alone; the published one moves them."""
-    network = Normed()
-    objective = dataclasses.replace(KINDS["qtrades"], as_published=as_published)
-    state = objective.init(KEY, network, jnp.asarray(IMAGES), jnp.asarray(LABELS), B)
-    assert network.norm.mean[...].tolist() == [0] * DIM  # clusters are found in eval mode
-    np.testing.assert_allclose(
-        state.head.centres[0], embed(IMAGES / 255)[np.asarray(state.members.cluster) == 0].mean(0),
-        rtol=1e-3, atol=1e-4,
-    )  # fmt: skip
-    h = embed(IMAGES / 255)
-    assert N <= 256  # one batch: in train mode it has mean 0 and deviation 1
-    seen = (h - h.mean(axis=0)) / np.sqrt(h.var(axis=0) + 1e-5) if as_published else h
-    own = nearest_own(seen, LABELS, np.asarray(state.head.centres), state.head.centre_classes)
-    assert float(state.head.variance) == pytest.approx(own.sum() / (N - 1), rel=0.02)
-    train = nnx.view(network, use_running_average=False, raise_if_not_found=False)
-    graph, params, stats = nnx.split(train, nnx.Param, nnx.BatchStat)
-    model = TrainingModel(graph, nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
-    found = objective.loss(model, CLEAN, CLEAN, TO, KEYS, state)
-    # Each pass of means m leaves 0.9 of the old ones; the images are nearly the same in all.
-    share = np.asarray(model.stats["norm"]["mean"]) / embed(X).mean(axis=0)
-    assert np.isfinite(found.loss)
-    assert share.mean() == pytest.approx(1 - 0.9**passes, abs=0.02)
-
-
-def test_the_published_adversary_sees_the_statistics_of_its_batch():
-    """One step in train mode, where the images of a batch depend on each other."""
-    objective = dataclasses.replace(KINDS["qtrades"], as_published=True)
-    network, centres, variance = Normed(), np.random.default_rng(1).normal(size=(8, DIM)), 2.0
-    head = dataclasses.replace(
-        STATE.head, centres=jnp.asarray(centres, jnp.float32), variance=jnp.float32(variance)
-    )
-    state = dataclasses.replace(STATE, head=head)
-
-    def normed(x):
-        h = embed(x)
-        return (h - h.mean(axis=0)) / np.sqrt(h.var(axis=0) + network.norm.epsilon)
-
-    def seen(x):
-        return scores(normed(x), centres, head.centre_classes, variance, 8)
-
-    target = seen(X) / seen(X).sum(axis=1, keepdims=True)
-
-    def consistency(x):
-        return -(target * log_softmax(seen(x))).sum(axis=1)
-
-    start = np.asarray(BALL.random_start(KEYS, CLEAN), np.float64)
-    slope = numeric(lambda x: consistency(x).sum(), start)
-    x_adv = np.clip(start + 0.125 * np.sign(slope), X - 0.1, X + 0.1).clip(0, 1)
-    train = nnx.view(network, use_running_average=False, raise_if_not_found=False)
-    graph, params, stats = nnx.split(train, nnx.Param, nnx.BatchStat)
-    model = TrainingModel(graph, nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
-    found = objective.loss(model, CLEAN, CLEAN, TO, KEYS, state)
-    assert found.metrics["consistency"] == pytest.approx(consistency(x_adv).mean(), rel=1e-4)
-    # In eval mode the adversary finds other images.
-    honest = dataclasses.replace(objective, as_published=False)
-    other = np.asarray(honest.perturb(KEYS, network, CLEAN, TO, state))
-    assert abs(consistency(other).mean() / consistency(x_adv).mean() - 1) > 5e-3
 
 
 def test_heads_come_through_wrappers():
