@@ -101,6 +101,20 @@ def images(name: str, value: Any) -> jax.Array:
     return value
 
 
+def vectors(name: str, value: Any, at_least: int = 1) -> jax.Array:
+    """The finite floating-point vectors [n, d], `at_least` of them; raises for anything else."""
+    value = jnp.asarray(value)
+    if value.ndim != 2 or len(value) < at_least or not value.shape[1]:
+        raise ValueError(
+            f"`{name}` must have the shape [n, d], n at least {at_least}, got {value.shape}"
+        )
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"`{name}` must be floating point, got {value.dtype}")
+    if is_concrete(value) and not jnp.isfinite(value).all():
+        raise ValueError(f"`{name}` must be finite, but holds NaN or infinity")
+    return value
+
+
 def integers(name: str, value: Any, length: int, below: int = 2**31) -> jax.Array:
     """The value as an int32 array [length], each entry in [0, below); raises for anything else."""
     allowed = f"in [0, {below - 1}]"

@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxclus import _checks, _pytree, compose
+from jaxclus._distances import DISTANCES
 from jaxclus.compose import EOT, Chain
 
 __all__ = ["EOT", "BPDA", "DistanceLogits", "Temperature"]
@@ -122,7 +123,7 @@ class DistanceLogits(Chain):
             j is that of class j. Read at once: it cannot be traced.
         """
         _check_part("embed", embed)
-        _checks.one_of("rule", rule, _DISTANCES)
+        _checks.one_of("rule", rule, DISTANCES)
         centres = _centres(centres)
         count = centres.shape[0]
         members = np.arange(count)[:, None] if classes is None else _members(classes, count)
@@ -150,31 +151,12 @@ class _NearestCentre:
                 f"`embed` must return embeddings [b, {self.centres.shape[1]}], as the centres "
                 f"have, got {embeddings.shape}"
             )
-        distance = _DISTANCES[self.rule](embeddings[:, None, :], jnp.asarray(self.centres)[None])
+        distance = DISTANCES[self.rule](embeddings[:, None, :], jnp.asarray(self.centres)[None])
         return -distance[:, jnp.asarray(self.members)].min(axis=-1)
 
 
 def _divided(temperature: jax.Array | float, logits: jax.Array) -> jax.Array:
     return logits / temperature
-
-
-def _norm(values: jax.Array) -> jax.Array:
-    """The L2 norm along the last axis, with gradient 0 at 0."""
-    square = jnp.square(values).sum(axis=-1)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
-
-
-def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    lengths = _norm(a) * _norm(b)
-    return 1 - (a * b).sum(axis=-1) / jnp.where(lengths > 0, lengths, 1.0)
-
-
-_DISTANCES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "l2": lambda a, b: _norm(a - b),
-    "squared_l2": lambda a, b: jnp.square(a - b).sum(axis=-1),
-    "linf": lambda a, b: jnp.abs(a - b).max(axis=-1),
-    "cosine": _cosine,
-}
 
 
 def _check_part(name: str, part: Any) -> None:

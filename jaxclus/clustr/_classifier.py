@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxclus import _checks, _pytree
-from jaxclus.clustr._magnet import checked_embeddings, squared_distances
+from jaxclus.clustr._magnet import squared_distances
 
 
 @_pytree.register
@@ -48,7 +48,7 @@ class ClusterClassifier:
     nearest: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        centres = checked_embeddings("centres", self.centres)
+        centres = _checks.vectors("centres", self.centres)
         classes = _classes(self.centre_classes, len(centres))
         _checks.positive("variance", self.variance)
         if self.nearest is not None:
@@ -89,7 +89,7 @@ class ClusterClassifier:
 
     def checked(self, embeddings: ArrayLike, name: str = "embeddings") -> Float[Array, "b d"]:
         """The embeddings as an array; raises unless they are finite and of the right size."""
-        found = checked_embeddings(name, embeddings)
+        found = _checks.vectors(name, embeddings)
         if found.shape[1] != self.centres.shape[1]:
             raise ValueError(
                 f"`{name}` must have the centres' size {self.centres.shape[1]}, got {found.shape}"

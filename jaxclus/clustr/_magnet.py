@@ -55,7 +55,7 @@ def magnet_loss(
     arXiv:1511.05939, equation 5, as in the code of Alfarra et al., "ClusTR: Clustering Training for
     Robustness", arXiv:2006.07682.
     """
-    embeddings = checked_embeddings("embeddings", embeddings, at_least=2)
+    embeddings = _checks.vectors("embeddings", embeddings, at_least=2)
     count = len(embeddings)
     cluster_ids = _checks.integers("cluster_ids", cluster_ids, count)
     class_ids = _checks.integers("class_ids", class_ids, count)
@@ -164,20 +164,6 @@ def squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[A
     return jnp.maximum(squares - 2 * products, 0)
 
 
-def checked_embeddings(name: str, value: ArrayLike, at_least: int = 1) -> jax.Array:
-    """The finite floating-point vectors [n, d], `at_least` of them; raises for anything else."""
-    value = jnp.asarray(value)
-    if value.ndim != 2 or len(value) < at_least or not value.shape[1]:
-        raise ValueError(
-            f"`{name}` must have the shape [n, d], n at least {at_least}, got {value.shape}"
-        )
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(f"`{name}` must be floating point, got {value.dtype}")
-    if _checks.is_concrete(value) and not jnp.isfinite(value).all():
-        raise ValueError(f"`{name}` must be finite, but holds NaN or infinity")
-    return value
-
-
 def _largest(values: jax.Array) -> jax.Array:
     """The largest size of the entries, 1 where all are 0; a constant to differentiation."""
     found = jax.lax.stop_gradient(jnp.abs(values).max())
@@ -191,8 +177,8 @@ def _own_distances(
     centre_classes: ArrayLike | Sequence[int],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Squared distances [n, m], whether a centre is of the example's class, the least of those."""
-    embeddings = checked_embeddings("embeddings", embeddings, at_least=2)
-    centres = checked_embeddings("centres", centres)
+    embeddings = _checks.vectors("embeddings", embeddings, at_least=2)
+    centres = _checks.vectors("centres", centres)
     if embeddings.shape[1] != centres.shape[1]:
         raise ValueError(
             f"`centres` must have the embeddings' size {embeddings.shape[1]}, "

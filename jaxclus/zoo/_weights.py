@@ -15,13 +15,14 @@ from jaxclus._version import __version__
 from jaxclus.clustr import ClusterClassifier
 from jaxclus.compose import Chain
 from jaxclus.models import Classifier, ModelSpec, features, parts
+from jaxclus.prototypes import PrototypeHead
 from jaxclus.training import Checkpoints
 from jaxclus.zoo import _cards
 
 _FORMAT = "jaxclus"  # the key of our entry in the file's metadata
 _HEAD = ":head"  # no module of a network has that name
 # What can stand for a network's own head, by the name in the record.
-_HEADS = {cls.__name__: cls for cls in (ClusterClassifier,)}
+_HEADS = {cls.__name__: cls for cls in (ClusterClassifier, PrototypeHead)}
 
 
 #: A network, or a network's embeddings under a head of `_HEADS`.
@@ -36,7 +37,7 @@ def export(
     Args:
         model: a model that `jc.models.create`, `jc.load` or `jc.training.fit` made, or
             `jc.Chain(jc.models.features(network), head)` with such a network and a
-            `jc.clustr.ClusterClassifier`.
+            `jc.clustr.ClusterClassifier` or `jc.prototypes.PrototypeHead`.
         path: a file name ending in .safetensors.
         dtype: type of the stored numbers; "bfloat16" halves the file (ResNet-18 then takes 22 MB)
             and rounds them to 8 bits.

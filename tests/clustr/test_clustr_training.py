@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -105,12 +104,3 @@ def test_all_devices_do_as_one(tmp_path):
 def test_the_published_variant_trains():
     run = train(QTRADES(**SETTINGS, threat=BALL, beta=2.0, as_published=True), epochs=1)
     assert np.isfinite(run.history[0]["loss"])
-
-
-def test_another_head_is_not_exported(tmp_path):
-    network = jc.models.create("cnn", 3, (8, 8, 1), KEY)
-    odd = jc.Chain(jc.models.features(network), jax.tree_util.Partial(jnp.sin))
-    with pytest.raises(ValueError, match="`model` must have a head of ClusterClassifier"):
-        jc.export(odd, tmp_path / "m.safetensors")
-    with pytest.raises(TypeError, match=re.escape("jc.Chain(jc.models.features(network), head)")):
-        jc.models.parts(jc.Chain(network))

@@ -1,0 +1,26 @@
+"""Distances of vectors along the last axis, with finite gradients where they vanish."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def _norm(values: jax.Array) -> jax.Array:
+    """The L2 norm along the last axis, with gradient 0 at 0."""
+    square = jnp.square(values).sum(axis=-1)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    lengths = _norm(a) * _norm(b)
+    return 1 - (a * b).sum(axis=-1) / jnp.where(lengths > 0, lengths, 1.0)
+
+
+#: (a, b) -> distance, broadcasting; "cosine" is 1 - cos, 1 where a vector is zero.
+DISTANCES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "l2": lambda a, b: _norm(a - b),
+    "squared_l2": lambda a, b: jnp.square(a - b).sum(axis=-1),
+    "linf": lambda a, b: jnp.abs(a - b).max(axis=-1),
+    "cosine": _cosine,
+}

@@ -1,0 +1,18 @@
+"""Deep repulsive prototypes and their relatives: classes with fixed places far apart.
+
+Serban, Poll and Visser, "Deep Repulsive Prototypes for Adversarial Robustness", arXiv:2105.12427.
+"""
+
+from jaxclus.prototypes._generators import hadamard, hyperspherical, repulsive, simplex
+from jaxclus.prototypes._head import PrototypeHead
+from jaxclus.prototypes._separation import Separation, separation
+
+__all__ = [
+    "PrototypeHead",
+    "Separation",
+    "hadamard",
+    "hyperspherical",
+    "repulsive",
+    "separation",
+    "simplex",
+]

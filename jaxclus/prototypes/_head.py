@@ -1,0 +1,97 @@
+"""Classification of embeddings by class prototypes."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jaxclus import _checks, _pytree
+from jaxclus._distances import DISTANCES
+
+Rule = Literal["inner_product", "cosine", "linf", "l2"]
+RULES: tuple[Rule, ...] = ("inner_product", "cosine", "linf", "l2")
+
+
+@_pytree.register
+@dataclasses.dataclass(frozen=True, eq=False)
+class PrototypeHead:
+    """Embeddings z [b, d] -> logits [b, k], s_j(z) / T for the prototypes p_j, with
+
+    - "inner_product": s_j = <z, p_j>, the published rule. Long prototypes are favoured, and z = p_y
+      need not be classified as y;
+    - "cosine": s_j = <z, p_j> / (|z|_2 |p_j|_2), 0 at z = 0;
+    - "linf": s_j = -max_i |z_i - p_ji|;
+    - "l2": s_j = -|z - p_j|_2, with gradient 0 at z = p_j.
+
+    (The published code divides z by its Linf or L2 norm before the inner product, which changes no
+    prediction.) T changes no prediction either, but the cross-entropy: with inner products of
+    repulsive prototypes the logits' differences are hundreds at T = 1, and its gradient is exactly
+    0. `calibrated` chooses T. A pytree, for `jc.Chain(jc.models.features(network), head)`.
+
+    Attributes:
+        prototypes: p, float32 [k, d], k at least 2.
+        rule: "inner_product", "cosine", "linf" or "l2".
+        temperature: T, a number above 0.
+
+    Raises:
+        ValueError, TypeError: a value is not as said.
+
+    Serban, Poll and Visser, "Deep Repulsive Prototypes for Adversarial Robustness",
+    arXiv:2105.12427 (code).
+    """
+
+    prototypes: Float[Array, "k d"]
+    rule: Rule = dataclasses.field(default="inner_product", metadata={"static": True})
+    temperature: Float[Array, ""] | float = 1.0
+
+    def __post_init__(self) -> None:
+        prototypes = _checks.vectors("prototypes", self.prototypes, at_least=2)
+        _checks.one_of("rule", self.rule, RULES)
+        _checks.positive("temperature", self.temperature)
+        object.__setattr__(self, "prototypes", prototypes)
+        object.__setattr__(self, "temperature", jnp.asarray(self.temperature, prototypes.dtype))
+
+    @property
+    def num_classes(self) -> int:
+        """k."""
+        return self.prototypes.shape[0]
+
+    def __call__(self, embeddings: ArrayLike) -> Float[Array, "b k"]:
+        """The logits [b, k] of embeddings [b, d]."""
+        return self.scores(embeddings) / self.temperature
+
+    def scores(self, embeddings: ArrayLike) -> Float[Array, "b k"]:
+        """s [b, k], the logits at T = 1."""
+        z = _checks.vectors("embeddings", embeddings)
+        if z.shape[1] != self.prototypes.shape[1]:
+            raise ValueError(
+                "`embeddings` must have the prototypes' size "
+                f"{self.prototypes.shape[1]}, got {z.shape}"
+            )
+        if self.rule == "inner_product":
+            return jnp.matmul(z, self.prototypes.T, precision="highest")
+        distances = DISTANCES[self.rule](z[:, None], self.prototypes[None])
+        return 1 - distances if self.rule == "cosine" else -distances
+
+    def calibrated(self, embeddings: ArrayLike) -> "PrototypeHead":
+        """The head with the T at which, in the median, the largest logit leads by 1.
+
+        So the cross-entropy is not saturated, where at T = 1 it may be. Predictions are the same.
+
+        Args:
+            embeddings: of images as they are to be classified, float32 [b, d].
+
+        Raises:
+            ValueError: the median lead is 0, as where all embeddings are 0.
+        """
+        best, second = jnp.moveaxis(jax.lax.top_k(self.scores(embeddings), 2)[0], 1, 0)
+        lead = jnp.median(best - second)
+        if not lead > 0:
+            raise ValueError(
+                "`embeddings` must be nearer to one prototype than to others, but the median lead "
+                "of their largest score is 0"
+            )
+        return dataclasses.replace(self, temperature=lead)
