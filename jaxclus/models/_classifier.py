@@ -1,6 +1,6 @@
 """The base class of all networks: normalisation, features, head."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 class Classifier(nnx.Module):
     """Images [b, h, w, c] in [0, 1] -> float32 logits [b, k] = head(features(images)).
+
+    The features are what `body` returns, or with `add_embedding` a dense layer of it.
 
     A family sets its layers, then calls `__init__` of this class for normalisation and head, and
     implements `body`. Models come in eval mode; `nnx.view(model, use_running_average=False,
@@ -37,6 +39,8 @@ class Classifier(nnx.Module):
     """
 
     spec: "ModelSpec | None"
+    #: The type of `embedding`'s layer.
+    EMBEDDING: ClassVar[type[Linear]] = Linear
 
     def __init__(
         self,
@@ -55,14 +59,27 @@ class Classifier(nnx.Module):
             self.normalize = Identity()
         else:
             self.normalize = Normalize(mean or (0.0,) * channels, std or (1.0,) * channels)
+        self.embedding = Identity()
         self.head = Linear(num_features, num_classes, dtype=dtype, rngs=rngs)
+
+    def add_embedding(self, size: int, rngs: nnx.Rngs) -> None:
+        """Puts a dense layer without activation between body and head: d becomes `size`.
+
+        Args:
+            size: d, at least 1.
+            rngs: source of the initial values of this layer and of the head.
+        """
+        old, dtype = self.head, self.head.dtype
+        assert dtype is not None
+        self.embedding = self.EMBEDDING(old.in_features, size, dtype=dtype, rngs=rngs)
+        self.head = Linear(size, old.out_features, dtype=dtype, rngs=rngs)
 
     def body(self, x: jax.Array) -> jax.Array:
         """The family's layers between normalisation and head: [b, h, w, c] -> [b, d]."""
         raise NotImplementedError(f"{type(self).__name__} must implement `body`")
 
     def features(self, x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
-        """What the head sees: the pooled maps after the last activation, in float32.
+        """What the head sees, in float32: pooled maps after the last activation, or embedded.
 
         Args:
             x: images [b, h, w, c] in [0, 1].
@@ -77,7 +94,7 @@ class Classifier(nnx.Module):
             raise ValueError(
                 f"`x` must be images of the shape [b, h, w, {self.channels}], got {x.shape}"
             )
-        return self.body(self.normalize(x)).astype(jnp.float32)
+        return self.embedding(self.body(self.normalize(x))).astype(jnp.float32)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         """The float32 logits [b, k] of images [b, h, w, c] in [0, 1]."""

@@ -55,6 +55,7 @@ _FAMILIES: dict[str, _Family] = {
 }
 _WIDE_RESNET = re.compile(r"wide_resnet_(\d+)_(\d+)")
 _COMMON = {"self", "num_classes", "input_shape", "mean", "std", "dtype", "rngs"}
+_EMBEDDING = "embedding_size"  # what every family takes beside its own arguments
 
 
 def names() -> tuple[str, ...]:
@@ -73,7 +74,8 @@ class ModelSpec:
         mean: one number for each channel, subtracted from the images, or None for 0.
         std: one number above 0 for each channel, divided by, or None for 1.
         dtype: type of the computation, "float32" or "bfloat16".
-        arguments: the family's own arguments that were given, as (name, value) sorted by name.
+        arguments: the family's own arguments that were given, and `embedding_size`, as
+            (name, value) sorted by name.
 
     Raises:
         ValueError, TypeError: if an argument is not as said.
@@ -99,8 +101,10 @@ class ModelSpec:
             _checks.positive("std", value)
         _checks.one_of("dtype", self.dtype, ("float32", "bfloat16"))
         family, _ = family_of(self.name)
-        allowed = set(inspect.signature(family.__init__).parameters) - _COMMON
-        for argument, _ in self.arguments:
+        allowed = set(inspect.signature(family.__init__).parameters) - _COMMON | {_EMBEDDING}
+        for argument, value in self.arguments:
+            if argument == _EMBEDDING:
+                _checks.at_least(_EMBEDDING, value, 1)
             if argument not in allowed:
                 raise TypeError(
                     f"`{argument}` is no argument of {self.name}, which takes "
@@ -157,7 +161,10 @@ def create(
         std: one number above 0 for each channel; the model divides by it.
         dtype: float32, or bfloat16 for faster training on accelerators; parameters, statistics,
             pooled features and logits are float32 always.
-        **arguments: the family's own, for example `activation="silu"` or `width=16`.
+        **arguments: the family's own, for example `activation="silu"` or `width=16`; and for every
+            family `embedding_size`, the d of a dense layer without activation before the head, as
+            prototypes want it (of a LipschitzResNet a rescaled one). Without, features are what
+            comes after the last activation.
 
     Returns:
         A classifier: images [b, h, w, c] in [0, 1] -> float32 logits [b, k].
@@ -209,15 +216,19 @@ def family_of(name: str) -> _Family:
 
 def _construct(spec: ModelSpec) -> Classifier:
     family, defaults = family_of(spec.name)
+    arguments, rngs = defaults | dict(spec.arguments), nnx.Rngs(0)
+    embedding_size = arguments.pop(_EMBEDDING, None)
     model = family(
         spec.num_classes,
         spec.input_shape,
         mean=spec.mean,
         std=spec.std,
         dtype=jnp.dtype(spec.dtype),
-        rngs=nnx.Rngs(0),
-        **(defaults | dict(spec.arguments)),
+        rngs=rngs,
+        **arguments,
     )
+    if embedding_size is not None:
+        model.add_embedding(embedding_size, rngs)
     model.spec = spec
     return model
 

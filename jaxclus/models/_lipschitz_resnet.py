@@ -96,6 +96,8 @@ class LipschitzResNet(Classifier):
             another size.
     """
 
+    EMBEDDING = RescaledLinear
+
     def __init__(
         self,
         num_classes: int,

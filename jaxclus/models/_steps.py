@@ -38,7 +38,7 @@ def steps_of(model: Classifier) -> Sequence[Any]:
     """
     if checked("model", model, *_FAMILIES).head.dtype != jnp.float32:
         raise TypeError(f"`model` must compute in float32, got one made in {model.head.dtype}")
-    return _steps(model)
+    return [*_steps(model), model.embedding]
 
 
 @functools.singledispatch
