@@ -12,8 +12,8 @@ from jaxclus.clustr import _sampler, _state
 from jaxclus.clustr._classifier import ClusterClassifier
 from jaxclus.clustr._magnet import magnet_loss
 from jaxclus.clustr._state import Clusters
-from jaxclus.training.objectives import Objective, Outcome, Seen, TrainingModel
-from jaxclus.training.objectives._base import Metrics, accuracy
+from jaxclus.training.objectives import Objective, Outcome, Seen, TrainingModel, embeddings
+from jaxclus.training.objectives._base import Metrics, accuracy, num_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class ClusTR(Objective):
                 "`batch_size` must be a multiple of `clusters_per_batch`, "
                 f"{self.clusters_per_batch}, got {batch_size}"
             )
-        self._check_counts(_num_classes(model, labels))
+        self._check_counts(num_classes(model, labels))
         return self._clustered(key, model, images, labels, jnp.full(len(labels), -1.0))
 
     def refresh(
@@ -162,9 +162,9 @@ class ClusTR(Objective):
         labels: jax.Array,
         stored: jax.Array,
     ) -> Clusters:
-        h = measured = _state.embeddings(model, images)
+        h = measured = embeddings(model, images)
         if self.as_published:
-            measured = _state.embeddings(model, images, train_mode=True)
+            measured = embeddings(model, images, train_mode=True)
         head, members, loss = _state.find_clusters(
             key,
             h,
@@ -173,7 +173,7 @@ class ClusTR(Objective):
             self.clusters_per_class,
             self.nearest,
             self.alpha,
-            num_classes=_num_classes(model, labels),
+            num_classes=num_classes(model, labels),
             num_init=self.num_init,
             max_iter=self.max_iter,
             as_published=self.as_published,
@@ -205,9 +205,3 @@ class ClusTR(Objective):
                 f"`clusters_per_batch` must be at most {fewest + 1}, as so few clusters of other "
                 f"classes have images, got {self.clusters_per_batch}: most embeddings coincide"
             )
-
-
-def _num_classes(model: nnx.Module, labels: jax.Array) -> int:
-    """k, from the network's own head where it has one: images may lack the last classes."""
-    own = getattr(getattr(model, "head", None), "out_features", 0)
-    return max(own, int(np.asarray(labels).max()) + 1)

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -16,8 +15,6 @@ from jaxclus.clustering import kmeans
 from jaxclus.clustr._classifier import ClusterClassifier
 from jaxclus.clustr._magnet import cluster_variance, full_magnet_loss
 from jaxclus.clustr._sampler import Membership
-from jaxclus.data import to_float
-from jaxclus.training.objectives import over_images
 
 
 @_pytree.register
@@ -39,21 +36,6 @@ class Clusters:
     losses: jax.Array
     full_loss: jax.Array
     free: Any = None
-
-
-def embeddings(model: nnx.Module, images: jax.Array, *, train_mode: bool = False) -> jax.Array:
-    """h [n, d] of all images; in train mode by the statistics of batches of 256 for each device."""
-    if not hasattr(model, "features"):
-        raise TypeError(
-            f"`model` must have `features`, as jc.models.create makes it, got {type(model)}"
-        )
-    if train_mode:
-        model = nnx.view(model, use_running_average=False, raise_if_not_found=False)
-    return over_images(_features, model, images)
-
-
-def _features(model, images):
-    return model.features(to_float(images))
 
 
 def find_clusters(

@@ -5,13 +5,23 @@ Serban, Poll and Visser, "Deep Repulsive Prototypes for Adversarial Robustness",
 
 from jaxclus.prototypes._generators import hadamard, hyperspherical, repulsive, simplex
 from jaxclus.prototypes._head import PrototypeHead
+from jaxclus.prototypes._losses import prototype_loss
+from jaxclus.prototypes._objectives import (
+    AdversarialPrototypes,
+    PrototypeTRADES,
+    PrototypeTraining,
+)
 from jaxclus.prototypes._separation import Separation, separation
 
 __all__ = [
+    "AdversarialPrototypes",
     "PrototypeHead",
+    "PrototypeTRADES",
+    "PrototypeTraining",
     "Separation",
     "hadamard",
     "hyperspherical",
+    "prototype_loss",
     "repulsive",
     "separation",
     "simplex",

@@ -80,18 +80,11 @@ class PrototypeHead:
         """The head with the T at which, in the median, the largest logit leads by 1.
 
         So the cross-entropy is not saturated, where at T = 1 it may be. Predictions are the same.
+        Where the median lead is 0, as where all embeddings are, T is 1.
 
         Args:
             embeddings: of images as they are to be classified, float32 [b, d].
-
-        Raises:
-            ValueError: the median lead is 0, as where all embeddings are 0.
         """
         best, second = jnp.moveaxis(jax.lax.top_k(self.scores(embeddings), 2)[0], 1, 0)
         lead = jnp.median(best - second)
-        if not lead > 0:
-            raise ValueError(
-                "`embeddings` must be nearer to one prototype than to others, but the median lead "
-                "of their largest score is 0"
-            )
-        return dataclasses.replace(self, temperature=lead)
+        return dataclasses.replace(self, temperature=jnp.where(lead > 0, lead, 1.0))

@@ -17,7 +17,7 @@ from jaxclus.training.objectives._base import (
 from jaxclus.training.objectives._centres import CentrePull
 from jaxclus.training.objectives._clustering import LogitClustering, WeightClustering
 from jaxclus.training.objectives._consistency import MART, TRADES
-from jaxclus.training.objectives._over_images import over_images
+from jaxclus.training.objectives._over_images import embeddings, over_images
 from jaxclus.training.objectives._standard import Standard
 from jaxclus.training.objectives._weight_perturbation import AWP
 from jaxclus.training.objectives._wrapped import Wrapped, WrappedState
@@ -41,6 +41,7 @@ __all__ = [
     "WeightClustering",
     "Wrapped",
     "WrappedState",
+    "embeddings",
     "mean_cross_entropy",
     "over_images",
 ]

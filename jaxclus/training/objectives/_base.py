@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxclus import losses
@@ -227,3 +228,9 @@ def mean_cross_entropy(logits: jax.Array, y: jax.Array) -> Outcome:
 def accuracy(logits: jax.Array, y: jax.Array) -> Metrics:
     """The share of right predictions, as a metric."""
     return {"accuracy": (jnp.argmax(logits, axis=-1) == y).mean(dtype=jnp.float32)}
+
+
+def num_classes(model: nnx.Module, labels: jax.Array) -> int:
+    """k, from the network's own head where it has one: images may lack the last classes."""
+    own = getattr(getattr(model, "head", None), "out_features", 0)
+    return max(own, int(np.asarray(labels).max()) + 1)

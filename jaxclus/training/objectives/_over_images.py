@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxclus import _classifier, parallel
+from jaxclus.data import to_float
 
 # Images in one physical batch on each device: one compiled shape, whatever the training's batch.
 _BATCH = 256
@@ -37,3 +38,18 @@ def over_images(
             parts.append(bound(batch))
     whole = jnp.concatenate(parts)[:count]
     return whole if mesh is None else jax.device_put(whole, parallel.replicated(mesh))
+
+
+def embeddings(model: nnx.Module, images: jax.Array, *, train_mode: bool = False) -> jax.Array:
+    """h [n, d] of all images; in train mode by the statistics of batches of 256 for each device."""
+    if not hasattr(model, "features"):
+        raise TypeError(
+            f"`model` must have `features`, as jc.models.create makes it, got {type(model)}"
+        )
+    if train_mode:
+        model = nnx.view(model, use_running_average=False, raise_if_not_found=False)
+    return over_images(_features, model, images)
+
+
+def _features(model, images):
+    return model.features(to_float(images))

@@ -1,0 +1,239 @@
+"""Training onto class prototypes that stand still: on clean images, on PGD's, and by TRADES."""
+
+import dataclasses
+import warnings
+from typing import Literal
+
+import jax
+from flax import nnx
+
+from jaxclus import _checks, models
+from jaxclus._classifier import Classifier
+from jaxclus.attacks import PGD
+from jaxclus.compose import Chain
+from jaxclus.models._classifier import checked
+from jaxclus.prototypes._generators import hadamard, hyperspherical, repulsive, simplex
+from jaxclus.prototypes._head import RULES, PrototypeHead, Rule
+from jaxclus.prototypes._losses import KNOWN, prototype_loss, published_loss
+from jaxclus.threat import Linf, Threat
+from jaxclus.training.objectives import Objective, Outcome, TrainingModel, embeddings
+from jaxclus.training.objectives._base import accuracy, num_classes
+from jaxclus.training.objectives._consistency import FromNearby, divergence
+
+GENERATORS = ("repulsive", "repulsive_mean", "uniform", "hyperspherical", "simplex", "hadamard")
+# How many training images the head's temperature is calibrated on.
+_CALIBRATED_ON = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class PrototypeTraining(Objective):
+    """Deep Repulsive Prototypes: mean_b D(f(x_b), p_{y_b}) on clean images, with p standing still.
+
+    The prototypes are drawn once, before training, of the size of the network's features. The
+    trained model is these features under a `PrototypeHead`, whose temperature is calibrated on the
+    first 1,024 training images after every epoch: `jc.Chain(jc.models.features(network), head)`.
+    Features should take both signs: create the network with `embedding_size`, as published (d = 100
+    for 10 classes, 500 for 100).
+
+    Logged: "accuracy", of the head on the batches in train mode.
+
+    Attributes:
+        generator: where prototypes come from: "repulsive" (100 steps on the sum, published),
+            "repulsive_mean", "uniform" (where these start: entries from [-1, 1]),
+            "hyperspherical", "simplex" or "hadamard".
+        generator_steps: of "repulsive", "repulsive_mean" and "hyperspherical", at least 0; None for
+            their own 100, 100 and 10,000. Published for 100 classes: 1,000 and 5,000.
+        distance: D, a name of `prototype_loss`; "linf" is the published runs'. "linf_sum" and
+            "cosine_squared" are summed over the batch, as published, and not averaged.
+        rule: of the head; the published one is "inner_product".
+        scale: the prototypes are multiplied with it, above 0; Pang et al. have 10 for "simplex".
+        as_published: with the published code's mistakes: cosines are those of the columns of the
+            batch, f(x) and the prototypes both [b, d], instead of the rows; and Linf distances are
+            those of f(x) + 1e-6. Both couple nothing else.
+
+    Serban, Poll and Visser, "Deep Repulsive Prototypes for Adversarial Robustness",
+    arXiv:2105.12427, and its code. With "simplex", "l2" and a scale, Max-Mahalanobis training (Pang
+    et al., arXiv:1905.10626); with "hyperspherical" and "cosine_squared", Hyperspherical Prototype
+    Networks (Mettes et al., arXiv:1901.10514).
+    """
+
+    generator: Literal[
+        "repulsive", "repulsive_mean", "uniform", "hyperspherical", "simplex", "hadamard"
+    ] = "repulsive"
+    generator_steps: int | None = None
+    distance: Literal["linf", "linf_sum", "cosine", "cosine_squared", "l2"] = "linf"
+    rule: Rule = "inner_product"
+    scale: float = 1.0
+    as_published: bool = False
+
+    def __post_init__(self) -> None:
+        _checks.one_of("generator", self.generator, GENERATORS)
+        if self.generator_steps is not None:
+            _checks.at_least("generator_steps", self.generator_steps, 0)
+        _checks.one_of("distance", self.distance, (*KNOWN, "linf_sum"))
+        _checks.one_of("rule", self.rule, RULES)
+        _checks.positive("scale", self.scale)
+
+    def init(
+        self,
+        key: jax.Array,
+        model: nnx.Module,
+        images: jax.Array,
+        labels: jax.Array,
+        batch_size: int,
+    ) -> PrototypeHead:
+        h = embeddings(model, images[:_CALIBRATED_ON])
+        if (h >= 0).all():
+            warnings.warn(
+                "`model` has features of at least 0 only, which reach no prototype with negative "
+                "entries: create it with `embedding_size`",
+                stacklevel=2,
+            )
+        classes = num_classes(model, labels)
+        try:
+            prototypes = self._generated(key, classes, h.shape[1])
+        except ValueError as error:
+            raise ValueError(
+                f"`model` must have features that prototypes of {classes} classes fit into, got "
+                f"{h.shape[1]} of them: {error}. `embedding_size` of jc.models.create sets that"
+            ) from error
+        return self._head(self.scale * prototypes, h)
+
+    def refresh(
+        self,
+        key: jax.Array,
+        model: nnx.Module,
+        images: jax.Array,
+        labels: jax.Array,
+        state: PrototypeHead,
+    ) -> PrototypeHead:
+        return self._head(state.prototypes, embeddings(model, images[:_CALIBRATED_ON]))
+
+    def head(self, state: PrototypeHead) -> PrototypeHead:
+        return state
+
+    def loss(
+        self,
+        model: TrainingModel,
+        x: jax.Array,
+        x_adv: jax.Array,
+        y: jax.Array,
+        keys: jax.Array,
+        state: PrototypeHead,
+    ) -> Outcome:
+        return self._pull(model.features(x_adv), y, state)
+
+    def _pull(self, h: jax.Array, y: jax.Array, state: PrototypeHead) -> Outcome:
+        """The loss of a batch's embeddings."""
+        distance = "linf" if self.distance == "linf_sum" else self.distance
+        of = published_loss if self.as_published else prototype_loss
+        found = of(h, state.prototypes[y], distance)
+        loss = found.sum() if self.distance in ("linf_sum", "cosine_squared") else found.mean()
+        logits = state(h)
+        return Outcome(loss, logits, accuracy(logits, y))
+
+    def _generated(self, key: jax.Array, classes: int, dim: int) -> jax.Array:
+        """The prototypes [k, d], without the scale."""
+        steps = self.generator_steps
+        if self.generator == "simplex":
+            return simplex(classes, dim)
+        if self.generator == "hadamard":
+            return hadamard(classes, dim)
+        if self.generator == "uniform":
+            return repulsive(key, classes, dim, 0)
+        if self.generator == "hyperspherical":
+            return hyperspherical(key, classes, dim, 10_000 if steps is None else steps)
+        reduction = "mean" if self.generator == "repulsive_mean" else "sum"
+        return repulsive(key, classes, dim, 100 if steps is None else steps, reduction)
+
+    def _head(self, prototypes: jax.Array, h: jax.Array) -> PrototypeHead:
+        return PrototypeHead(prototypes, self.rule).calibrated(h)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialPrototypes(PrototypeTraining):
+    """Prototypes under adversarial training: mean_b D(f(x'_b), p_{y_b}), with x' by PGD on D.
+
+    x' maximises each image's own D in `steps` projected steps from a random point of the ball, in
+    eval mode. The published code contains such training and never calls it.
+
+    Attributes:
+        threat: the threat model.
+        steps: of the adversary, at least 1.
+        step_size: in the threat's norm, on the pixel scale, above 0; None means 2.5 eps / steps.
+
+    The others are those of `PrototypeTraining`. As published, what is attacked is each image's own
+    cosine too: the columns' has no meaning for one image.
+    """
+
+    threat: Threat = Linf(8 / 255)
+    steps: int = 10
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.validation_attack()  # checks the rest
+
+    def perturb(
+        self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array, state: PrototypeHead
+    ) -> jax.Array:
+        distance = "linf" if self.distance == "linf_sum" else self.distance
+        own = dataclasses.replace(
+            self.validation_attack(),
+            loss=lambda h, y: prototype_loss(h, state.prototypes[y], distance),
+        )
+        return own.perturb(keys, models.features(checked("model", model)), x, y)
+
+    def validation_attack(self) -> PGD:
+        return PGD(self.threat, self.steps, self.step_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrototypeTRADES(AdversarialPrototypes):
+    """TRADES with prototypes: mean_b D(f(x_b), p_{y_b}) + beta mean_b KL(q(x_b) || q(x'_b)).
+
+    q = softmax(s / T) with the head's scores s and the T of `PrototypeHead.calibrated` on the
+    batch, a constant of the gradient: at any scale of the prototypes q is neither saturated nor
+    flat. x' maximises the same divergence, in `steps` projected steps from x + 0.001 N(0, 1) in
+    eval mode. The logged accuracy is that on x'; also logged: "natural_loss", "divergence".
+
+    Attributes:
+        beta: weight of the divergence, at least 0.
+
+    The others are those of `AdversarialPrototypes`. The consistency term is that of Zhang et al.,
+    arXiv:1901.08573, equation 5.
+    """
+
+    beta: float = 6.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.not_negative("beta", self.beta)
+
+    def perturb(
+        self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array, state: PrototypeHead
+    ) -> jax.Array:
+        embed = models.features(checked("model", model))
+        head = state.calibrated(embed(x))
+        clean = head(embed(x))
+        attack = FromNearby(
+            self.threat, self.steps, self.step_size, loss=lambda z, _: divergence(clean, z)
+        )
+        return attack.perturb(keys, Chain(embed, head), x, y)
+
+    def loss(
+        self,
+        model: TrainingModel,
+        x: jax.Array,
+        x_adv: jax.Array,
+        y: jax.Array,
+        keys: jax.Array,
+        state: PrototypeHead,
+    ) -> Outcome:
+        h, h_adv = model.features(x), model.features(x_adv)
+        natural = self._pull(h, y, state).loss
+        head = state.calibrated(jax.lax.stop_gradient(h))
+        clean, attacked = head(h), head(h_adv)
+        gap = divergence(clean, attacked).mean()
+        metrics = accuracy(attacked, y) | {"natural_loss": natural, "divergence": gap}
+        return Outcome(natural + self.beta * gap, attacked, metrics)
