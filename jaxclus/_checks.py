@@ -110,8 +110,11 @@ def vectors(name: str, value: Any, at_least: int = 1) -> jax.Array:
         )
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(f"`{name}` must be floating point, got {value.dtype}")
-    if is_concrete(value) and not jnp.isfinite(value).all():
-        raise ValueError(f"`{name}` must be finite, but holds NaN or infinity")
+    if is_concrete(value):
+        with jax.ensure_compile_time_eval():  # else, within jit, of constants too a tracer
+            finite = bool(jnp.isfinite(value).all())
+        if not finite:
+            raise ValueError(f"`{name}` must be finite, but holds NaN or infinity")
     return value
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Classifier(nnx.Module):
     """Images [b, h, w, c] in [0, 1] -> float32 logits [b, k] = head(features(images)).
 
-    The features are what `body` returns, or with `add_embedding` a dense layer of it.
+    The features are what `body` returns, or with `embedding_size` a dense layer of it.
 
     A family sets its layers, then calls `__init__` of this class for normalisation and head, and
     implements `body`. Models come in eval mode; `nnx.view(model, use_running_average=False,
@@ -62,7 +62,7 @@ class Classifier(nnx.Module):
         self.embedding = Identity()
         self.head = Linear(num_features, num_classes, dtype=dtype, rngs=rngs)
 
-    def add_embedding(self, size: int, rngs: nnx.Rngs) -> None:
+    def _add_embedding(self, size: int, rngs: nnx.Rngs) -> None:
         """Puts a dense layer without activation between body and head: d becomes `size`.
 
         Args:

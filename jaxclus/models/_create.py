@@ -228,7 +228,7 @@ def _construct(spec: ModelSpec) -> Classifier:
         **arguments,
     )
     if embedding_size is not None:
-        model.add_embedding(embedding_size, rngs)
+        model._add_embedding(embedding_size, rngs)
     model.spec = spec
     return model
 

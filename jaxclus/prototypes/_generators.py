@@ -32,8 +32,8 @@ def repulsive(
     longer the descent, the longer are the prototypes. Of each pair only the entry that differs most
     moves; of several equal ones, each by its share.
 
-    Prototypes of the sum are of very different length, and with many classes the inner product is
-    largest with another prototype for a third of them; see `separation`.
+    Prototypes of the sum are of very different length, so that with many classes the inner product
+    of a third or more of them is largest with another one; see `separation`.
 
     Args:
         key: a typed key.
@@ -87,7 +87,7 @@ def hyperspherical(
     Args:
         key: a typed key.
         num_classes: k, at least 2.
-        dim: d, at least 1.
+        dim: d, at least 2.
         steps: of the descent, at least 0; 10,000 in the published code.
         as_published: at a constant rate and without momentum, of which the published code has one
             that it forgets after every step.
@@ -102,6 +102,7 @@ def hyperspherical(
     arXiv:1901.10514, as in their code.
     """
     _check(num_classes, dim)
+    _checks.at_least("dim", dim, 2)
     _checks.at_least("steps", steps, 0)
     start = jax.random.normal(_checks.typed_key("key", key), (num_classes, dim))
     return _spread(start, steps=steps, as_published=as_published)
@@ -167,9 +168,9 @@ def simplex(num_classes: int, dim: int) -> Float[Array, "k d"]:
 def hadamard(num_classes: int, dim: int) -> Float[Array, "k d"]:
     """Rows of a Hadamard matrix: orthogonal, with entries of 1 and -1.
 
-    Any two differ by 2 in half of their entries, so that they are apart in every norm. With n the
-    least power of 2 that is at least k, Sylvester's n x n matrix is repeated as often as it fits
-    into d columns; entries of the columns that are left are 0.
+    Any two differ by 2 in half of the entries that are not 0, so that they are apart in every norm.
+    With n the least power of 2 that is at least k, Sylvester's n x n matrix is repeated as often as
+    it fits into d columns; entries of the columns that are left are 0.
 
     Args:
         num_classes: k, at least 2.
@@ -185,8 +186,8 @@ def hadamard(num_classes: int, dim: int) -> Float[Array, "k d"]:
     size = 1 << (num_classes - 1).bit_length()
     if dim < size:
         raise ValueError(
-            f"`dim` must be at least {size}, the least power of 2 from `num_classes` = "
-            f"{num_classes} on, got {dim}"
+            f"`dim` must be at least {size}, the least power of 2 not below `num_classes` = "
+            f"{num_classes}, got {dim}"
         )
     rows = scipy.linalg.hadamard(size)[:num_classes]
     return _padded(np.tile(rows, dim // size), dim)

@@ -1,6 +1,7 @@
 """Classification of embeddings by class prototypes."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -32,7 +33,7 @@ class PrototypeHead:
     0. `calibrated` chooses T. A pytree, for `jc.Chain(jc.models.features(network), head)`.
 
     Attributes:
-        prototypes: p, float32 [k, d], k at least 2.
+        prototypes: p, floating point [k, d], k at least 2; kept as float32.
         rule: "inner_product", "cosine", "linf" or "l2".
         temperature: T, a number above 0.
 
@@ -49,6 +50,7 @@ class PrototypeHead:
 
     def __post_init__(self) -> None:
         prototypes = _checks.vectors("prototypes", self.prototypes, at_least=2)
+        prototypes = prototypes.astype(jnp.float32)
         _checks.one_of("rule", self.rule, RULES)
         _checks.positive("temperature", self.temperature)
         object.__setattr__(self, "prototypes", prototypes)
@@ -77,14 +79,17 @@ class PrototypeHead:
         return 1 - distances if self.rule == "cosine" else -distances
 
     def calibrated(self, embeddings: ArrayLike) -> "PrototypeHead":
-        """The head with the T at which, in the median, the largest logit leads by 1.
+        """The head with the T at which 95 % of the largest logits lead by at most log(9 (k - 1)).
 
-        So the cross-entropy is not saturated, where at T = 1 it may be. Predictions are the same.
-        Where the median lead is 0, as where all embeddings are, T is 1.
+        With such a lead over logits that are all equal, the largest probability is 0.9: neither
+        saturated, as it may be at T = 1, nor flat. Not the median, since long prototypes lead by
+        far more than others. Predictions are the same. Where that lead is 0, as where all
+        embeddings are, or not finite, T is 1.
 
         Args:
             embeddings: of images as they are to be classified, float32 [b, d].
         """
         best, second = jnp.moveaxis(jax.lax.top_k(self.scores(embeddings), 2)[0], 1, 0)
-        lead = jnp.median(best - second)
-        return dataclasses.replace(self, temperature=jnp.where(lead > 0, lead, 1.0))
+        ratio = jnp.quantile(best - second, 0.95) / math.log(9 * (self.num_classes - 1))
+        usable = (ratio > 0) & jnp.isfinite(ratio)
+        return dataclasses.replace(self, temperature=jnp.where(usable, ratio, 1.0))

@@ -39,7 +39,7 @@ def prototype_loss(
 
     Serban, Poll and Visser, "Deep Repulsive Prototypes for Adversarial Robustness",
     arXiv:2105.12427 (code; see `PrototypeTraining` for what differs); Pang et al., "Rethinking
-    Softmax Cross-Entropy Loss for Adversarial Robustness", arXiv:1905.10626, equation 5, for "l2".
+    Softmax Cross-Entropy Loss for Adversarial Robustness", arXiv:1905.10626, for "l2".
     """
     z, p = _checks.vectors("embeddings", embeddings), _checks.vectors("targets", targets)
     _checks.one_of("distance", distance, KNOWN)

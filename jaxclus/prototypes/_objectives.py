@@ -5,6 +5,7 @@ import warnings
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxclus import _checks, models
@@ -14,7 +15,7 @@ from jaxclus.compose import Chain
 from jaxclus.models._classifier import checked
 from jaxclus.prototypes._generators import hadamard, hyperspherical, repulsive, simplex
 from jaxclus.prototypes._head import RULES, PrototypeHead, Rule
-from jaxclus.prototypes._losses import KNOWN, prototype_loss, published_loss
+from jaxclus.prototypes._losses import KNOWN, PrototypeDistance, prototype_loss, published_loss
 from jaxclus.threat import Linf, Threat
 from jaxclus.training.objectives import Objective, Outcome, TrainingModel, embeddings
 from jaxclus.training.objectives._base import accuracy, num_classes
@@ -27,11 +28,11 @@ _CALIBRATED_ON = 1024
 
 @dataclasses.dataclass(frozen=True)
 class PrototypeTraining(Objective):
-    """Deep Repulsive Prototypes: mean_b D(f(x_b), p_{y_b}) on clean images, with p standing still.
+    """Deep Repulsive Prototypes: mean_b D(f(x_b), p_{y_b}) on clean images, with p fixed.
 
     The prototypes are drawn once, before training, of the size of the network's features. The
-    trained model is these features under a `PrototypeHead`, whose temperature is calibrated on the
-    first 1,024 training images after every epoch: `jc.Chain(jc.models.features(network), head)`.
+    trained model is these features under a `PrototypeHead`, whose temperature is calibrated on
+    1,024 training images after every epoch: `jc.Chain(jc.models.features(network), head)`.
     Features should take both signs: create the network with `embedding_size`, as published (d = 100
     for 10 classes, 500 for 100).
 
@@ -42,14 +43,14 @@ class PrototypeTraining(Objective):
             "repulsive_mean", "uniform" (where these start: entries from [-1, 1]),
             "hyperspherical", "simplex" or "hadamard".
         generator_steps: of "repulsive", "repulsive_mean" and "hyperspherical", at least 0; None for
-            their own 100, 100 and 10,000. Published for 100 classes: 1,000 and 5,000.
-        distance: D, a name of `prototype_loss`; "linf" is the published runs'. "linf_sum" and
-            "cosine_squared" are summed over the batch, as published, and not averaged.
+            100, 100 and 10,000. Published for 100 classes, of the mean: 1,000 and 5,000.
+        distance: D, a name of `prototype_loss`; "linf" is the published runs'. With "linf_sum" and
+            "cosine_squared" sums over the batch take the place of means, as published.
         rule: of the head; the published one is "inner_product".
         scale: the prototypes are multiplied with it, above 0; Pang et al. have 10 for "simplex".
         as_published: with the published code's mistakes: cosines are those of the columns of the
-            batch, f(x) and the prototypes both [b, d], instead of the rows; and Linf distances are
-            those of f(x) + 1e-6. Both couple nothing else.
+            batch, f(x) and the prototypes both [b, d], instead of the rows, so that an image's loss
+            depends on the others; and Linf distances are those of f(x) + 1e-6.
 
     Serban, Poll and Visser, "Deep Repulsive Prototypes for Adversarial Robustness",
     arXiv:2105.12427, and its code. With "simplex", "l2" and a scale, Max-Mahalanobis training (Pang
@@ -70,6 +71,11 @@ class PrototypeTraining(Objective):
         _checks.one_of("generator", self.generator, GENERATORS)
         if self.generator_steps is not None:
             _checks.at_least("generator_steps", self.generator_steps, 0)
+            if self.generator in ("uniform", "simplex", "hadamard"):
+                raise ValueError(
+                    f"`generator_steps` must be None for {self.generator}, which takes none, got "
+                    f"{self.generator_steps}"
+                )
         _checks.one_of("distance", self.distance, (*KNOWN, "linf_sum"))
         _checks.one_of("rule", self.rule, RULES)
         _checks.positive("scale", self.scale)
@@ -82,7 +88,7 @@ class PrototypeTraining(Objective):
         labels: jax.Array,
         batch_size: int,
     ) -> PrototypeHead:
-        h = embeddings(model, images[:_CALIBRATED_ON])
+        h = embeddings(model, _some(images))
         if (h >= 0).all():
             warnings.warn(
                 "`model` has features of at least 0 only, which reach no prototype with negative "
@@ -90,6 +96,8 @@ class PrototypeTraining(Objective):
                 stacklevel=2,
             )
         classes = num_classes(model, labels)
+        if classes < 2:
+            raise ValueError("`labels` must be of at least 2 classes, but all are of class 0")
         try:
             prototypes = self._generated(key, classes, h.shape[1])
         except ValueError as error:
@@ -107,7 +115,7 @@ class PrototypeTraining(Objective):
         labels: jax.Array,
         state: PrototypeHead,
     ) -> PrototypeHead:
-        return self._head(state.prototypes, embeddings(model, images[:_CALIBRATED_ON]))
+        return self._head(state.prototypes, embeddings(model, _some(images)))
 
     def head(self, state: PrototypeHead) -> PrototypeHead:
         return state
@@ -125,12 +133,18 @@ class PrototypeTraining(Objective):
 
     def _pull(self, h: jax.Array, y: jax.Array, state: PrototypeHead) -> Outcome:
         """The loss of a batch's embeddings."""
-        distance = "linf" if self.distance == "linf_sum" else self.distance
-        of = published_loss if self.as_published else prototype_loss
-        found = of(h, state.prototypes[y], distance)
-        loss = found.sum() if self.distance in ("linf_sum", "cosine_squared") else found.mean()
+        loss = published_loss if self.as_published else prototype_loss
+        found = loss(h, state.prototypes[y], self._of_one_image)
         logits = state(h)
-        return Outcome(loss, logits, accuracy(logits, y))
+        return Outcome(self._reduced(found), logits, accuracy(logits, y))
+
+    @property
+    def _of_one_image(self) -> PrototypeDistance:
+        return "linf" if self.distance == "linf_sum" else self.distance
+
+    def _reduced(self, losses: jax.Array) -> jax.Array:
+        """The batch's loss."""
+        return losses.sum() if self.distance in ("linf_sum", "cosine_squared") else losses.mean()
 
     def _generated(self, key: jax.Array, classes: int, dim: int) -> jax.Array:
         """The prototypes [k, d], without the scale."""
@@ -177,10 +191,9 @@ class AdversarialPrototypes(PrototypeTraining):
     def perturb(
         self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array, state: PrototypeHead
     ) -> jax.Array:
-        distance = "linf" if self.distance == "linf_sum" else self.distance
         own = dataclasses.replace(
             self.validation_attack(),
-            loss=lambda h, y: prototype_loss(h, state.prototypes[y], distance),
+            loss=lambda h, y: prototype_loss(h, state.prototypes[y], self._of_one_image),
         )
         return own.perturb(keys, models.features(checked("model", model)), x, y)
 
@@ -193,9 +206,10 @@ class PrototypeTRADES(AdversarialPrototypes):
     """TRADES with prototypes: mean_b D(f(x_b), p_{y_b}) + beta mean_b KL(q(x_b) || q(x'_b)).
 
     q = softmax(s / T) with the head's scores s and the T of `PrototypeHead.calibrated` on the
-    batch, a constant of the gradient: at any scale of the prototypes q is neither saturated nor
-    flat. x' maximises the same divergence, in `steps` projected steps from x + 0.001 N(0, 1) in
-    eval mode. The logged accuracy is that on x'; also logged: "natural_loss", "divergence".
+    batch, a constant of the gradient, so that q does not depend on the scale of the prototypes; D
+    does, and with it what a beta comes to. x' maximises the same divergence, in `steps` projected
+    steps from x + 0.001 N(0, 1) in eval mode. The logged accuracy is that on x'; also logged:
+    "natural_loss", "divergence".
 
     Attributes:
         beta: weight of the divergence, at least 0.
@@ -214,8 +228,9 @@ class PrototypeTRADES(AdversarialPrototypes):
         self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array, state: PrototypeHead
     ) -> jax.Array:
         embed = models.features(checked("model", model))
-        head = state.calibrated(embed(x))
-        clean = head(embed(x))
+        h = embed(x)
+        head = state.calibrated(h)
+        clean = head(h)
         attack = FromNearby(
             self.threat, self.steps, self.step_size, loss=lambda z, _: divergence(clean, z)
         )
@@ -234,6 +249,12 @@ class PrototypeTRADES(AdversarialPrototypes):
         natural = self._pull(h, y, state).loss
         head = state.calibrated(jax.lax.stop_gradient(h))
         clean, attacked = head(h), head(h_adv)
-        gap = divergence(clean, attacked).mean()
+        gap = self._reduced(divergence(clean, attacked))
         metrics = accuracy(attacked, y) | {"natural_loss": natural, "divergence": gap}
         return Outcome(natural + self.beta * gap, attacked, metrics)
+
+
+def _some(images: jax.Array) -> jax.Array:
+    """At most `_CALIBRATED_ON` of the images, spread over the set, which may be sorted by class."""
+    count = min(len(images), _CALIBRATED_ON)
+    return images[jnp.arange(count) * len(images) // count]

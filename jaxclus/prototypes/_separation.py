@@ -20,7 +20,7 @@ class Separation:
         min_l2, mean_l2: of |p_i - p_j|_2.
         min_angle, mean_angle: of the angle between p_i and p_j, in radians, in [0, pi].
         self_classified: for each rule of `PrototypeHead`, the share of prototypes p_y whose
-            largest score is that of class y and no other, in [0, 1].
+            largest score, in float32 as of the head, is that of class y and no other, in [0, 1].
     """
 
     min_linf: float
@@ -33,7 +33,7 @@ class Separation:
 
 
 def separation(prototypes: ArrayLike) -> Separation:
-    """How far apart prototypes are, in Linf, L2 and angle, computed in float64.
+    """How far apart prototypes are, in Linf, L2 and angle.
 
     Args:
         prototypes: floating point [k, d], k at least 2, none of them zero.

@@ -153,6 +153,7 @@ def test_generators_work_inside_jit_and_vmap():
         (lambda: repulsive(KEYS[0], 3, 0), ValueError, "`dim` must be at least 1, got 0"),
         (lambda: repulsive(KEYS[0], 3, 4, -1), ValueError, "`steps` must be at least 0, got -1"),
         (lambda: hyperspherical(KEYS[0], 3, 4, -1), ValueError, "`steps` must be at least 0, got"),
+        (lambda: hyperspherical(KEYS[0], 3, 1), ValueError, "`dim` must be at least 2, got 1"),
         (lambda: simplex(10, 8), ValueError, "`dim` must be at least `num_classes` - 1 = 9, got 8"),
         (lambda: simplex(10, 9.5), TypeError, "dim"),
         (lambda: hadamard(10, 12), ValueError, "`dim` must be at least 16, the least power of 2"),

@@ -60,17 +60,18 @@ REFERENCES = {
 }
 
 
-def trades(h, h_adv, natural, beta):
-    scores = h @ P.T.astype(np.float64)
-    ranked = np.sort(scores, axis=1)
-    temperature = np.median(ranked[:, -1] - ranked[:, -2])
+def temperature_of(h):
+    ranked = np.sort(h @ P.T.astype(np.float64), axis=1)
+    return np.quantile(ranked[:, -1] - ranked[:, -2], 0.95) / np.log(27)
 
-    def log_softmax(scores):
-        z = scores / temperature
+
+def divergence(h, h_adv, temperature):
+    def log_softmax(h):
+        z = h @ P.T.astype(np.float64) / temperature
         return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
-    clean, attacked = log_softmax(scores), log_softmax(h_adv @ P.T.astype(np.float64))
-    return natural(h, P[Y]) + beta * (np.exp(clean) * (clean - attacked)).sum(axis=1).mean()
+    clean, attacked = log_softmax(h), log_softmax(h_adv)
+    return (np.exp(clean) * (clean - attacked)).sum(axis=1).mean()
 
 
 def loss_and_gradient(objective):
@@ -110,15 +111,17 @@ def test_the_loss_is_that_of_the_specification(distance, as_published):
 
 def test_trades_adds_the_divergence_at_the_batch_temperature():
     found, gradient = loss_and_gradient(PrototypeTRADES(distance="l2", beta=3.0))
-    natural, h_adv = REFERENCES["l2", False], embed(X_ADV, WEIGHT)
-    wanted = trades(embed(X, WEIGHT), h_adv, natural, 3.0)
-    assert found.loss == pytest.approx(wanted, rel=1e-4)
-    # The temperature is a constant of the gradient, so only h_adv's part is compared: at beta = 0
-    # the rest is the natural loss's.
+    natural, temperature = REFERENCES["l2", False], temperature_of(embed(X, WEIGHT))
+
+    def reference(weight):  # the temperature is a constant of the gradient
+        h, h_adv = embed(X, weight), embed(X_ADV, weight)
+        return natural(h, P[Y]) + 3 * divergence(h, h_adv, temperature)
+
+    assert found.loss == pytest.approx(reference(WEIGHT), rel=1e-4)
+    assert_gradient(gradient, reference)
     assert found.metrics["natural_loss"] == pytest.approx(natural(embed(X, WEIGHT), P[Y]), rel=1e-4)
-    _, without = loss_and_gradient(PrototypeTRADES(distance="l2", beta=0.0))
-    assert_gradient(without, lambda weight: natural(embed(X, weight), P[Y]))
-    assert np.abs(gradient - without).max() > 1e-3
+    scores = embed(X_ADV, WEIGHT) @ P.T / temperature
+    np.testing.assert_allclose(found.logits, scores, rtol=1e-3, atol=1e-4)
 
 
 def perturbed(objective):
@@ -155,16 +158,15 @@ def max_l2(x, eps):
 def test_the_adversary_of_trades_raises_the_divergence():
     x_adv = perturbed(PrototypeTRADES(threat=BALL, steps=5))
     assert np.abs(x_adv - X).max() <= 0.1 + 1e-6
-    gaps = [
-        trades(embed(X, WEIGHT), embed(moved, WEIGHT), lambda h, p: 0.0, 1.0)
-        for moved in (X_ADV, x_adv)
-    ]
+    h = embed(X, WEIGHT)
+    gaps = [divergence(h, embed(moved, WEIGHT), temperature_of(h)) for moved in (X_ADV, x_adv)]
     assert gaps[1] > 2 * gaps[0] > 0
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
 def test_the_first_state_is_a_calibrated_head_of_the_generator(generator):
-    objective = PrototypeTraining(generator, generator_steps=30, rule="cosine", scale=2.0)
+    steps = {} if generator in ("uniform", "simplex", "hadamard") else {"generator_steps": 30}
+    objective = PrototypeTraining(generator, **steps, rule="cosine", scale=2.0)
     model = jc.models.create("cnn", 4, (8, 8, 1), KEY, widths=(4,), hidden=8, embedding_size=6)
     images = jnp.asarray(RNG.integers(0, 256, (20, 8, 8, 1), np.uint8))
     labels = jnp.arange(20, dtype=jnp.int32) % 4
@@ -181,7 +183,8 @@ def test_the_first_state_is_a_calibrated_head_of_the_generator(generator):
     np.testing.assert_allclose(head.prototypes, 2 * wanted, rtol=1e-6)
     assert head.rule == "cosine"
     ranked = np.sort(head(model.features(jc.data.to_float(images))), axis=1)
-    assert np.median(ranked[:, -1] - ranked[:, -2]) == pytest.approx(1, rel=1e-3)
+    lead = np.quantile(ranked[:, -1] - ranked[:, -2], 0.95)
+    assert lead == pytest.approx(np.log(27), rel=1e-3)
 
 
 DIGITS = jc.data.load("digits", "train").take(400)
@@ -205,7 +208,11 @@ def test_training_finds_the_prototypes_and_is_loaded_again(tmp_path):
     np.testing.assert_array_equal(loaded(x), run.model(x))
     head = jc.models.parts(loaded)[1]
     np.testing.assert_allclose(head.prototypes, jc.prototypes.simplex(10, 20), rtol=1e-6)
-    assert head.rule == "cosine" and head.temperature != 1
+    assert head.rule == "cosine"
+    # Calibrated for the weights of the best epoch, on all training images.
+    seen = np.sort(run.model(jc.data.to_float(DIGITS.images)), axis=1)
+    lead = np.quantile(seen[:, -1] - seen[:, -2], 0.95)
+    assert lead == pytest.approx(np.log(81), rel=1e-3)
     again = jc.load(jc.export(loaded, tmp_path / "model.safetensors"))
     np.testing.assert_array_equal(again(x), run.model(x))
 
@@ -227,6 +234,8 @@ def test_variants_train(objective):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="`generator_steps` must be at least 0, got -1"):
         PrototypeTraining(generator_steps=-1)
+    with pytest.raises(ValueError, match="`generator_steps` must be None for simplex, .* got 5"):
+        PrototypeTraining("simplex", generator_steps=5)
     with pytest.raises(ValueError, match="`scale` must be a finite number above 0, got 0"):
         PrototypeTraining(scale=0.0)
     with pytest.raises(ValueError, match="`steps` must be at least 1, got 0"):
