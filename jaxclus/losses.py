@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, Int
 from jaxclus import _checks
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
+#: (logits [b, k], labels [b], targets [b]) -> losses [b], larger the closer the target is.
+TargetedLoss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def cross_entropy(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
@@ -83,7 +85,25 @@ def logit_difference(
     return (sign * logits).sum(axis=-1)
 
 
+def target_logit(
+    logits: Float[Array, "b k"], labels: Int[Array, " b"], targets: Int[Array, " b"]
+) -> Float[Array, " b"]:
+    """z_t for each example, whatever the label's logit is.
+
+    Args:
+        logits: z, floating point [b, k].
+        labels: y, integers in [0, k); not used.
+        targets: t, integers in [0, k).
+    """
+    return (jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype) * logits).sum(axis=-1)
+
+
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+TARGETED_LOSSES: dict[str, TargetedLoss] = {
+    "dlr": targeted_dlr,
+    "difference": logit_difference,
+    "target": target_logit,
+}
 
 
 def check_classes(loss: str | Loss, classes: int) -> None:
@@ -98,3 +118,11 @@ def get(loss: str | Loss) -> Loss:
         return loss
     _checks.one_of("loss", loss, LOSSES)
     return LOSSES[loss]
+
+
+def get_targeted(loss: str | TargetedLoss) -> TargetedLoss:
+    """The targeted loss of a name, or the callable itself; raises for unknown names."""
+    if callable(loss):
+        return loss
+    _checks.one_of("loss", loss, TARGETED_LOSSES)
+    return TARGETED_LOSSES[loss]

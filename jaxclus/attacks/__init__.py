@@ -5,8 +5,10 @@ from jaxclus.attacks._auto_attack import AutoAttack
 from jaxclus.attacks._base import Attack, AttackResult, Queries, bind
 from jaxclus.attacks._carlini_wagner import CarliniWagner
 from jaxclus.attacks._deepfool import DeepFool
+from jaxclus.attacks._ensemble import Ensemble
 from jaxclus.attacks._fab import FAB, TargetedFAB
 from jaxclus.attacks._fgsm import FGSM
+from jaxclus.attacks._guided import Guided
 from jaxclus.attacks._hop_skip_jump import HopSkipJump
 from jaxclus.attacks._lint import Finding, lint
 from jaxclus.attacks._mi_fgsm import MIFGSM
@@ -42,8 +44,10 @@ __all__ = [
     "DeepFool",
     "DistanceLogits",
     "EOT",
+    "Ensemble",
     "FAB",
     "FGSM",
+    "Guided",
     "HopSkipJump",
     "MIFGSM",
     "MultiTargetedPGD",

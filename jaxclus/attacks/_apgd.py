@@ -67,7 +67,7 @@ class _Ascent(NamedTuple):
     halved: jax.Array
 
 
-class _AutoPGD(BoundedAttack, abc.ABC):
+class AutoPGD(BoundedAttack, abc.ABC):
     """The search that APGD and its targeted version share; they differ in what they maximise."""
 
     steps: int
@@ -174,7 +174,7 @@ def _column(values: jax.Array) -> jax.Array:
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True)
-class APGD(_AutoPGD):
+class APGD(AutoPGD):
     """Auto-PGD: gradient ascent with momentum whose step size halves where progress stalls.
 
     Linf and L2: from a random point of the ball's surface and a step size of 2 eps,
@@ -227,8 +227,8 @@ class APGD(_AutoPGD):
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True)
-class TargetedAPGD(_AutoPGD):
-    """APGD on the targeted DLR loss, towards each of the classes with the highest clean logits.
+class TargetedAPGD(AutoPGD):
+    """APGD on a targeted loss, towards each of the classes with the highest clean logits.
 
     Target t of round r is the class of the (r + 2)-th highest logit of the clean image, for r = 0,
     1, ... up to `targets`, or to all k - 1 other classes if those are fewer. Any misclassification
@@ -236,14 +236,18 @@ class TargetedAPGD(_AutoPGD):
 
     Attributes:
         threat: the threat model.
+        loss: "dlr", the published one, which needs 4 classes; another name in
+            `jaxclus.losses.TARGETED_LOSSES`; or a callable (logits [b, k], y [b], targets [b]) ->
+            [b], which grows as the target comes closer.
         steps: number of steps, at least 1.
         targets: number of target classes, at least 1.
         restarts: number of random starts for each target, at least 1.
         rho: share of steps that must raise the loss, in [0, 1].
 
-    Croce and Hein, arXiv:2003.01690, section 4.2 and algorithm 1; needs 4 classes or more.
+    Croce and Hein, arXiv:2003.01690, section 4.2 and algorithm 1.
     """
 
+    loss: str | losses.TargetedLoss = dataclasses.field(default="dlr", metadata={"static": True})
     steps: int = dataclasses.field(default=100, metadata={"static": True})
     targets: int = dataclasses.field(default=9, metadata={"static": True})
     restarts: int = dataclasses.field(default=1, metadata={"static": True})
@@ -254,11 +258,12 @@ class TargetedAPGD(_AutoPGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        losses.get_targeted(self.loss)
         _checks.at_least("targets", self.targets, 1)
         _check(self.steps, self.restarts, self.rho)
 
     def check_classes(self, classes: int) -> None:
-        if classes < self.CLASSES:
+        if self.loss in ("dlr", losses.targeted_dlr) and classes < self.CLASSES:
             raise ValueError(
                 f"`model` must have at least {self.CLASSES} classes for the targeted DLR loss, "
                 f"got {classes}"
@@ -268,8 +273,8 @@ class TargetedAPGD(_AutoPGD):
         return min(self.targets, classes - 1) * self.restarts
 
     def _loss(self, images: Images) -> losses.Loss:
-        target = targets(images, self.restarts)
-        return lambda logits, y: losses.targeted_dlr(logits, y, target)
+        loss, target = losses.get_targeted(self.loss), targets(images, self.restarts)
+        return lambda logits, y: loss(logits, y, target)
 
 
 def targets(images: Images, restarts: int) -> jax.Array:

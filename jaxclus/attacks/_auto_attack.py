@@ -2,13 +2,11 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-
 from jaxclus import _checks, _pytree, compose
 from jaxclus._classifier import Classifier
 from jaxclus.attacks._apgd import APGD, TargetedAPGD
-from jaxclus.attacks._base import Attack, Queries, Search, SteppedAttack
+from jaxclus.attacks._base import SteppedAttack
+from jaxclus.attacks._ensemble import InTurn
 from jaxclus.attacks._fab import FAB, TargetedFAB
 from jaxclus.attacks._square import Square
 from jaxclus.threat import L1, Threat
@@ -48,7 +46,7 @@ def _lacks(attack: SteppedAttack, classes: int) -> str | None:
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True)
-class AutoAttack(Attack):
+class AutoAttack(InTurn):
     """Several attacks one after the other, each on the images that all before it left standing.
 
     - "standard": APGD on the cross-entropy, targeted APGD on the DLR loss (9 targets), targeted FAB
@@ -84,8 +82,7 @@ class AutoAttack(Attack):
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.threat, Threat):
-            raise TypeError(f"`threat` must be one as Linf(8 / 255) makes, got {self.threat!r}")
+        super().__post_init__()
         _checks.one_of("version", self.version, (*VERSIONS, "custom"))
         if (self.version == "custom") != bool(self.attacks):
             raise ValueError(
@@ -102,10 +99,6 @@ class AutoAttack(Attack):
                 raise ValueError(
                     f"`attacks` must be of the threat's norm {self.threat.name}, got {member!r}"
                 )
-
-    @property
-    def ball(self) -> Threat:
-        return self.threat
 
     def _all(self) -> list[tuple[str, SteppedAttack]]:
         given = self.attacks or VERSIONS[self.version]
@@ -141,27 +134,3 @@ class AutoAttack(Attack):
             for name, attack in self._all()
             if (reason := _lacks(attack, classes)) is not None
         }
-
-    def _search(
-        self,
-        keys: jax.Array,
-        model: Classifier,
-        x: jax.Array,
-        y: jax.Array,
-        logits: jax.Array,
-        active: jax.Array,
-        *,
-        trace: bool,
-        member: int | None = None,
-    ) -> Search:
-        x_adv, broken, traces = x, jnp.zeros_like(active), []
-        spent = Queries(jnp.zeros_like(y), jnp.zeros_like(y))
-        for number, (_, attack) in enumerate(self.members(logits.shape[1])):
-            found = attack._search(
-                keys, model, x, y, logits, active & ~broken, trace=trace, member=number
-            )
-            x_adv = jnp.where(found.success[:, None, None, None], found.x_adv, x_adv)
-            broken |= found.success
-            spent = jax.tree.map(jnp.add, spent, found.queries)
-            traces.append(found.trace)
-        return Search(x_adv, broken, spent, tuple(traces) if trace else None)

@@ -5,6 +5,7 @@ of the defence itself where the wrapper changes it; `BPDA` and `Temperature` do 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from jaxclus import _checks, _pytree, compose
 from jaxclus._distances import DISTANCES
 from jaxclus.compose import EOT, Chain
 
-__all__ = ["EOT", "BPDA", "DistanceLogits", "Temperature"]
+__all__ = ["EOT", "BPDA", "DistanceLogits", "Temperature", "calibrated_temperature"]
 
 #: For `BPDA`: the input as it is.
 identity = Partial(lambda x: x)
@@ -93,6 +94,22 @@ class Temperature(Chain):
         super().__init__(model, Partial(_divided, temperature))
 
 
+def calibrated_temperature(logits: Float[Array, "b k"]) -> Float[Array, ""]:
+    """The T at which 95 % of the largest logits lead the next by at most log(9 (k - 1)).
+
+    With such a lead over logits that are all equal, the largest probability is 0.9: the
+    cross-entropy of logits / T is neither saturated nor flat. Not the median, as some classes can
+    lead by far more than others. Where that lead is 0, as where all logits are equal, or not
+    finite, T is 1.
+
+    Args:
+        logits: of images as they are to be classified, float32 [b, k], k at least 2.
+    """
+    best, second = jnp.moveaxis(jax.lax.top_k(logits, 2)[0], 1, 0)
+    ratio = jnp.quantile(best - second, 0.95) / math.log(9 * (logits.shape[1] - 1))
+    return jnp.where((ratio > 0) & jnp.isfinite(ratio), ratio, 1.0)
+
+
 @_pytree.register
 class DistanceLogits(Chain):
     """An embedding and centres of classes as a classifier: logits that never saturate.
@@ -101,6 +118,7 @@ class DistanceLogits(Chain):
 
     - "l2": |e - c|_2, with gradient 0 at distance 0;
     - "squared_l2": |e - c|_2^2;
+    - "l8": (sum_i (e_i - c_i)^8)^(1/8), a smooth bound of the next, with gradient 0 at distance 0;
     - "linf": max_i |e_i - c_i|;
     - "cosine": 1 - <e, c> / (|e|_2 |c|_2), 1 where either is zero.
 
@@ -118,7 +136,7 @@ class DistanceLogits(Chain):
         """Args:
         embed: images [b, h, w, c] -> embeddings [b, d].
         centres: centres, float32 [m, d].
-        rule: "l2", "squared_l2", "linf" or "cosine".
+        rule: "l2", "squared_l2", "l8", "linf" or "cosine".
         classes: the class of each centre, integers [m] that cover 0 to k - 1; by default centre
             j is that of class j. Read at once: it cannot be traced.
         """

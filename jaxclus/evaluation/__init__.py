@@ -1,5 +1,6 @@
-"""Evaluation: accuracy, robust accuracy, certificates, the clustering effect over a data set."""
+"""Evaluation: accuracy, attacks and certificates over a data set, and the clustering effect."""
 
+from jaxclus.evaluation._adaptive_suite import ITEMS, AdaptiveSuite, adaptive_suite
 from jaxclus.evaluation._bracket import Bracket, bracket
 from jaxclus.evaluation._certify import Certificates, certify
 from jaxclus.evaluation._clustering_effect import (
@@ -23,8 +24,10 @@ from jaxclus.evaluation._success_pattern import SuccessPattern, success_pattern
 from jaxclus.evaluation._superclass import SuperclassAccuracy, SuperclassLogits, superclass_accuracy
 
 __all__ = [
+    "ITEMS",
     "MICROBATCH",
     "SIGNS",
+    "AdaptiveSuite",
     "Bracket",
     "Certificates",
     "ClusteringEffect",
@@ -37,6 +40,7 @@ __all__ = [
     "SuccessPattern",
     "SuperclassAccuracy",
     "SuperclassLogits",
+    "adaptive_suite",
     "bracket",
     "certify",
     "clustering_effect",

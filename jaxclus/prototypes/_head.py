@@ -1,16 +1,15 @@
 """Classification of embeddings by class prototypes."""
 
 import dataclasses
-import math
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxclus import _checks, _pytree
 from jaxclus._distances import DISTANCES
+from jaxclus.attacks.adaptive import calibrated_temperature
 
 Rule = Literal["inner_product", "cosine", "linf", "l2"]
 RULES: tuple[Rule, ...] = ("inner_product", "cosine", "linf", "l2")
@@ -79,17 +78,12 @@ class PrototypeHead:
         return 1 - distances if self.rule == "cosine" else -distances
 
     def calibrated(self, embeddings: ArrayLike) -> "PrototypeHead":
-        """The head with the T at which 95 % of the largest logits lead by at most log(9 (k - 1)).
+        """The head with the T of `jc.attacks.adaptive.calibrated_temperature`.
 
-        With such a lead over logits that are all equal, the largest probability is 0.9: neither
-        saturated, as it may be at T = 1, nor flat. Not the median, since long prototypes lead by
-        far more than others. Predictions are the same. Where that lead is 0, as where all
-        embeddings are, or not finite, T is 1.
+        Predictions are the same; cross-entropies neither saturate nor are they flat.
 
         Args:
             embeddings: of images as they are to be classified, float32 [b, d].
         """
-        best, second = jnp.moveaxis(jax.lax.top_k(self.scores(embeddings), 2)[0], 1, 0)
-        ratio = jnp.quantile(best - second, 0.95) / math.log(9 * (self.num_classes - 1))
-        usable = (ratio > 0) & jnp.isfinite(ratio)
-        return dataclasses.replace(self, temperature=jnp.where(usable, ratio, 1.0))
+        temperature = calibrated_temperature(self.scores(embeddings))
+        return dataclasses.replace(self, temperature=temperature)

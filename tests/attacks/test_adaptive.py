@@ -206,10 +206,11 @@ def test_eot_goes_outside(wrap):
 EMBEDDINGS = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
 CENTRES = np.random.default_rng(4).normal(size=(6, 4)).astype(np.float32)
 METRICS = {
-    "l2": "euclidean",
-    "squared_l2": "sqeuclidean",
-    "linf": "chebyshev",
-    "cosine": "cosine",
+    "l2": partial(cdist, metric="euclidean"),
+    "squared_l2": partial(cdist, metric="sqeuclidean"),
+    "l8": partial(cdist, metric="minkowski", p=8),
+    "linf": partial(cdist, metric="chebyshev"),
+    "cosine": partial(cdist, metric="cosine"),
 }
 
 
@@ -220,7 +221,7 @@ def flat(x):
 @pytest.mark.parametrize("rule", METRICS)
 def test_distance_logits(rule):
     """SciPy's distances; several centres of a class count by the nearest."""
-    expected = -cdist(np.float64(EMBEDDINGS), np.float64(CENTRES), METRICS[rule])
+    expected = -METRICS[rule](np.float64(EMBEDDINGS), np.float64(CENTRES))
     x = jnp.asarray(EMBEDDINGS).reshape(5, 2, 2, 1)
     out = DistanceLogits(flat, CENTRES, rule)(x)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
@@ -239,7 +240,7 @@ def test_gradients_of_distances(rule):
     """
     distance, step = METRICS[rule], 1e-6
     point, weights = np.float64(EMBEDDINGS[:1]), np.arange(1.0, 7)
-    value = lambda e: (-cdist(e, np.float64(CENTRES), distance) @ weights).item()  # noqa: E731
+    value = lambda e: (-distance(e, np.float64(CENTRES)) @ weights).item()  # noqa: E731
     model = DistanceLogits(flat, CENTRES, rule)
     total = lambda x: (model(x) * jnp.float32(weights)[None]).sum()  # noqa: E731
     grad = jax.jit(jax.grad(total))
@@ -253,6 +254,27 @@ def test_gradients_of_distances(rule):
     own = jax.grad(lambda x: model(x)[0, 2])(jnp.asarray(CENTRES[2]).reshape(1, 2, 2, 1))
     if rule != "linf":
         np.testing.assert_allclose(own, 0, atol=1e-6)
+
+
+def test_the_smooth_maximum_does_not_overflow():
+    """(1e6)^8 is more than float32 holds."""
+    x = jnp.float32([[[[1e6], [-1e6]], [[0.0], [3.0]]]])
+    model = DistanceLogits(flat, np.zeros((1, 4), np.float32), "l8")
+    np.testing.assert_allclose(model(x), [[-1e6 * 2**0.125]], rtol=1e-6)
+    slope = jax.grad(lambda x: -model(x).sum())(x).ravel()
+    np.testing.assert_allclose(slope, [2**-0.875, -(2**-0.875), 0, 0], rtol=1e-6, atol=1e-12)
+
+
+def test_calibrated_temperature():
+    """95 % of the leads are at most log(9 (k - 1)) after it."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(1000, 5)).astype(np.float32) * 300
+    temperature = adaptive.calibrated_temperature(jnp.asarray(logits))
+    ranked = np.sort(logits / float(temperature), axis=1)
+    lead = ranked[:, -1] - ranked[:, -2]
+    assert np.quantile(lead, 0.95) == pytest.approx(np.log(36), rel=1e-4)
+    assert adaptive.calibrated_temperature(jnp.zeros((4, 3))) == 1
+    assert adaptive.calibrated_temperature(jnp.full((4, 3), jnp.nan)) == 1
 
 
 def test_shared_centres_of_unequal_classes_do_not_distort_gradients():
@@ -290,7 +312,11 @@ def test_attack_on_distance_logits():
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"rule": "l1"}, ValueError, "^`rule` must be one of cosine, l2, linf, squared_l2; got"),
+        (
+            {"rule": "l1"},
+            ValueError,
+            "^`rule` must be one of cosine, l2, l8, linf, squared_l2; got",
+        ),
         ({"embed": 3}, TypeError, "embed"),
         ({"centres": CENTRES[0]}, (TypeError, ValueError), "centres"),
         ({"centres": CENTRES.astype(int)}, TypeError, "centres"),

@@ -592,12 +592,16 @@ def test_rounds(given, restarts, classes, rounds):
     assert APGD(Linf(0.1), restarts=restarts).rounds(classes) == restarts
 
 
-@pytest.mark.parametrize("threat", [Linf(0.01), L1(0.2)], ids=["linf", "l1"])
-def test_what_targeted_apgd_maximises(threat):
+@pytest.mark.parametrize(
+    "threat, loss",
+    [(Linf(0.01), "dlr"), (L1(0.2), "dlr"), (Linf(0.01), "difference"), (Linf(0.01), "target")],
+    ids=["linf", "l1", "difference", "target"],
+)
+def test_what_targeted_apgd_maximises(threat, loss):
     """In the order of the clean logits, each target as often as there are restarts."""
     w, x, y, ranking = setting(linear)
     x, model = np.float32(x), Partial(linear, {"w": jnp.float32(w)})
-    attack = TargetedAPGD(threat, steps=3, restarts=2)
+    attack = TargetedAPGD(threat, loss, steps=3, restarts=2)
     trace = attack.run(KEY, model, x, y, trace=True).trace
     assert trace.shape == (2 * (CLASSES - 1), 4 if threat.name == "linf" else 6, len(x))
     images = images_of(x, y)
@@ -606,7 +610,7 @@ def test_what_targeted_apgd_maximises(threat):
     def first_loss(number, target):
         keys = compose.split(images.keys, number)
         start = attack.start(images._replace(keys=keys)).memory.iterate
-        return losses.targeted_dlr(model(start), images.y, target)
+        return losses.TARGETED_LOSSES[loss](model(start), images.y, target)
 
     for number, losses_at in enumerate(trace):
         expected = first_loss(number, ranking[:, 1 + number // 2])
@@ -639,6 +643,7 @@ def test_too_few_classes():
             TargetedAPGD(Linf(0.1)).run(KEY, model, x, y)
     APGD(Linf(0.1), loss="dlr").check_classes(3)
     TargetedAPGD(Linf(0.1)).check_classes(4)
+    TargetedAPGD(Linf(0.1), "difference").check_classes(2)
 
 
 @pytest.mark.parametrize("cls", [APGD, TargetedAPGD])
@@ -659,5 +664,7 @@ def test_bad_settings(cls, settings, error, message):
 def test_bad_loss_and_targets():
     with pytest.raises(ValueError, match="^`loss` must be one of .*dlr.*; got 'hinge'$"):
         APGD(Linf(0.1), loss="hinge")
+    with pytest.raises(ValueError, match="^`loss` must be one of .*difference.*; got 'margin'$"):
+        TargetedAPGD(Linf(0.1), "margin")
     with pytest.raises(ValueError, match="^`targets` must be at least 1, got 0$"):
         TargetedAPGD(Linf(0.1), targets=0)
