@@ -135,7 +135,7 @@ class ClusTR(Objective):
         return self._magnet(model.features(x_adv), y, state)
 
     def update(self, state: Clusters, seen: Seen) -> Clusters:
-        return dataclasses.replace(state, losses=state.losses.at[seen.index].set(seen.losses))
+        return dataclasses.replace(state, losses=state.losses.at[seen.index].set(seen.noted))
 
     def summary(self, state: Clusters) -> Metrics:
         return {"full_magnet_loss": state.full_loss}

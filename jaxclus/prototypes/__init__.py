@@ -5,6 +5,7 @@ Serban, Poll and Visser, "Deep Repulsive Prototypes for Adversarial Robustness",
 
 from jaxclus.prototypes._generators import hadamard, hyperspherical, repulsive, simplex
 from jaxclus.prototypes._head import PrototypeHead
+from jaxclus.prototypes._learned import LearnedPrototypes
 from jaxclus.prototypes._losses import prototype_loss
 from jaxclus.prototypes._objectives import (
     AdversarialPrototypes,
@@ -15,6 +16,7 @@ from jaxclus.prototypes._separation import Separation, separation
 
 __all__ = [
     "AdversarialPrototypes",
+    "LearnedPrototypes",
     "PrototypeHead",
     "PrototypeTRADES",
     "PrototypeTraining",

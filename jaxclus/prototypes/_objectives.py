@@ -88,7 +88,7 @@ class PrototypeTraining(Objective):
         labels: jax.Array,
         batch_size: int,
     ) -> PrototypeHead:
-        h = embeddings(model, _some(images))
+        h = embeddings(model, some(images))
         if (h >= 0).all():
             warnings.warn(
                 "`model` has features of at least 0 only, which reach no prototype with negative "
@@ -115,7 +115,7 @@ class PrototypeTraining(Objective):
         labels: jax.Array,
         state: PrototypeHead,
     ) -> PrototypeHead:
-        return self._head(state.prototypes, embeddings(model, _some(images)))
+        return self._head(state.prototypes, embeddings(model, some(images)))
 
     def head(self, state: PrototypeHead) -> PrototypeHead:
         return state
@@ -254,7 +254,7 @@ class PrototypeTRADES(AdversarialPrototypes):
         return Outcome(natural + self.beta * gap, attacked, metrics)
 
 
-def _some(images: jax.Array) -> jax.Array:
+def some(images: jax.Array) -> jax.Array:
     """At most `_CALIBRATED_ON` of the images, spread over the set, which may be sorted by class."""
     count = min(len(images), _CALIBRATED_ON)
     return images[jnp.arange(count) * len(images) // count]

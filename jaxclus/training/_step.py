@@ -178,19 +178,19 @@ def train_step(
     def loss(params, x_adv):
         model = TrainingModel(program.train, params, state.weights["stats"])
         found = objective.loss(model, x, x_adv, y, keys[:, 1], state.objective)
-        return found.loss, (found.metrics, model.stats, found.losses)
+        return found.loss, (found.metrics, model.stats, found.noted)
 
     params = state.weights["params"]
     x_adv = jax.lax.stop_gradient(x_adv)
     of_both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    (value, (metrics, stats, losses)), (grads, image_grads) = of_both(params, x_adv)
+    (value, (metrics, stats, noted)), (grads, image_grads) = of_both(params, x_adv)
     transform = optimizer(config, program.steps_per_epoch)
     updates, opt_state = transform.update(grads, state.opt_state, params)
     weights = {"params": optax.apply_updates(params, updates), "stats": stats}
     average = state.average
     if average is not None and config.ema_decay is not None:
         average = optax.incremental_update(weights, average, 1 - config.ema_decay)
-    seen = Seen(index, x, x_adv, image_grads, losses)
+    seen = Seen(index, x, x_adv, image_grads, noted)
     objective_state = objective.update(state.objective, seen)
     everywhere = parallel.replicated(program.mesh)
     state = dataclasses.replace(

@@ -112,7 +112,7 @@ def test_the_loss_is_the_mean_magnet_loss(weight, as_published):
         return total - weight * log_softmax(z)[np.arange(B), Y].mean()
 
     assert found.loss == pytest.approx(reference(WEIGHT), rel=1e-4)
-    np.testing.assert_allclose(found.losses, magnet(embed(X_ADV), IDS, Y, 1.0), rtol=1e-4)
+    np.testing.assert_allclose(found.noted, magnet(embed(X_ADV), IDS, Y, 1.0), rtol=1e-4)
     np.testing.assert_allclose(found.logits, np.log(z), rtol=1e-4, atol=1e-4)
     assert found.metrics["accuracy"] == pytest.approx((z.argmax(axis=1) == Y).mean())
     assert found.metrics["magnet_loss"] == pytest.approx(magnet(embed(X_ADV), IDS, Y, 1.0).mean())

@@ -26,13 +26,13 @@ class Outcome(NamedTuple):
         logits: of the images that the update sees, the adversarial ones where there are any
             [b, k]; what objectives around this one act on.
         metrics: scalars to log; the trainer adds "loss".
-        losses: of each image [b], for `update`; None where nobody asks for them.
+        noted: what `update` is to know of the pass, a pytree of arrays.
     """
 
     loss: jax.Array
     logits: jax.Array
     metrics: Metrics
-    losses: jax.Array | None = None
+    noted: Any = None
 
 
 class Seen(NamedTuple):
@@ -44,14 +44,14 @@ class Seen(NamedTuple):
         x_adv: what `perturb` made of them.
         gradient: of the loss with respect to x_adv. It comes out of the same backward pass as the
             weights' gradient; where nobody reads it, the compiler leaves it out.
-        losses: those of `Outcome`.
+        noted: that of `Outcome`.
     """
 
     index: jax.Array
     x: jax.Array
     x_adv: jax.Array
     gradient: jax.Array
-    losses: jax.Array | None
+    noted: Any
 
 
 class TrainingModel:
