@@ -132,7 +132,8 @@ class ClusterClassifier:
 
 
 def _classes(value: tuple[int, ...], count: int) -> tuple[int, ...]:
-    classes = _checks.integers("centre_classes", np.asarray(value), count).tolist()
+    with jax.ensure_compile_time_eval():  # static, also inside compiled code
+        classes = _checks.integers("centre_classes", np.asarray(value), count).tolist()
     missing = sorted(set(range(max(classes) + 1)) - set(classes))
     if missing:
         raise ValueError(

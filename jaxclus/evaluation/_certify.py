@@ -2,16 +2,24 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from jaxclus import _checks, _classifier, clustr, models, parallel, runs
+from jaxclus import (
+    _checks,
+    _classifier,
+    _linear_head,
+    clustr,
+    models,
+    parallel,
+    prototypes,
+    runs,
+)
 from jaxclus._classifier import Classifier
 from jaxclus.data import Dataset, to_float
-from jaxclus.evaluation import _linear_head
 from jaxclus.evaluation._predict import default_microbatch, microbatches, placed
 from jaxclus.evaluation._result import as_digits
 from jaxclus.evaluation._robustness import _check as _check_data
@@ -19,6 +27,19 @@ from jaxclus.threat import Linf, Threat
 
 #: The methods that `certify` knows.
 METHODS = ("lipschitz", "interval")
+
+
+def _of_dense(bound: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The bound of `_linear_head` as a function of the layer."""
+    return lambda head, *arrays: bound(head.kernel[...], head.bias[...], *arrays)
+
+
+# The radius and the margin of each kind of head.
+_OF_HEADS: dict[type, tuple[Callable[..., jax.Array], Callable[..., jax.Array]]] = {
+    models.Linear: (_of_dense(_linear_head.radius), _of_dense(_linear_head.margin)),
+    clustr.ClusterClassifier: (clustr.certified_radius, clustr.certified_margin),
+    prototypes.PrototypeHead: (prototypes.certified_radius, prototypes.certified_margin),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,12 +119,13 @@ def certify(
 
     "lipschitz": |h(x + d) - h(x)|_2 <= Lip |d|_2 for the features h, with Lip from
     `jc.models.lipschitz_bound`; and |d|_2 <= sqrt(h w c) |d|_inf, |d|_2 <= |d|_1. The radius is
-    that of `jc.clustr.certified_radius` for clusters, and for a network's own head
+    that of `jc.clustr.certified_radius` for clusters, of `jc.prototypes.certified_radius` for
+    prototypes, and for a network's own head
 
         radius = min_c (z_y - z_c) / (Lip |w_y - w_c|_2),    y the predicted class.
 
     "interval": the box of `jc.models.interval_bounds` goes through the head, by
-    `jc.clustr.certified_margin` for clusters, and for a network's own head
+    `jc.clustr.certified_margin` or `jc.prototypes.certified_margin`, and for a network's own head
 
         min_c (w_y - w_c) . m + b_y - b_c - |w_y - w_c| . r,    m its centre, r its radius,
 
@@ -119,7 +141,8 @@ def certify(
 
     Args:
         model: a float32 network of `jc.models` with its own head, or
-            `jc.Chain(jc.models.features(network), jc.clustr.ClusterClassifier(...))`.
+            `jc.Chain(jc.models.features(network), head)` with a `jc.clustr.ClusterClassifier` or
+            `jc.prototypes.PrototypeHead`.
         data: the data set.
         threat: the threat model; `jc.Linf` for intervals.
         method: how the features are bounded.
@@ -171,14 +194,11 @@ def certify(
 def _network(model: Any) -> models.Classifier:
     """The network behind the model; raises unless its head is one of those with a certificate."""
     network, head = models.parts(model)
-    if head is not None and not isinstance(head, clustr.ClusterClassifier):
+    head = network.head if head is None else head
+    if type(head) not in _OF_HEADS:
         raise TypeError(
-            "`model` must have its own head or a jc.clustr.ClusterClassifier, "
-            f"got one of {type(head)}"
-        )
-    if head is None and type(network.head) is not models.Linear:
-        raise TypeError(
-            f"`model` must have a jc.models.Linear for its head, got {type(network.head)}"
+            "`model` must have a head that is a jc.models.Linear, a jc.clustr.ClusterClassifier or "
+            f"a jc.prototypes.PrototypeHead, got one of {type(head)}"
         )
     return network
 
@@ -206,15 +226,14 @@ def _over_data(
 
 def _of_batch(model, number, images, *, method):
     """The predicted class, and the radius for a Lipschitz bound or the margin at an Linf eps."""
-    network, clusters = models.parts(model)
+    network, head = models.parts(model)
     x = to_float(images)
     embeddings = network.features(x)
-    head: Any = network.head if clusters is None else clusters
+    head: Any = network.head if head is None else head
+    radius, margin = _OF_HEADS[type(head)]
     predicted = head(embeddings).argmax(axis=1)
     if method == "lipschitz":
-        radius = _linear_head.radius if clusters is None else clustr.certified_radius
         return predicted, radius(head, embeddings, number)
-    margin = _linear_head.margin if clusters is None else clustr.certified_margin
     return predicted, margin(head, embeddings, *models.interval_bounds(network, x, number))
 
 

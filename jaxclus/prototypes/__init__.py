@@ -3,6 +3,7 @@
 Serban, Poll and Visser, "Deep Repulsive Prototypes for Adversarial Robustness", arXiv:2105.12427.
 """
 
+from jaxclus.prototypes._certificate import certified_margin, certified_radius
 from jaxclus.prototypes._generators import hadamard, hyperspherical, repulsive, simplex
 from jaxclus.prototypes._head import PrototypeHead
 from jaxclus.prototypes._learned import LearnedPrototypes
@@ -21,6 +22,8 @@ __all__ = [
     "PrototypeTRADES",
     "PrototypeTraining",
     "Separation",
+    "certified_margin",
+    "certified_radius",
     "hadamard",
     "hyperspherical",
     "prototype_loss",

@@ -66,16 +66,21 @@ class PrototypeHead:
 
     def scores(self, embeddings: ArrayLike) -> Float[Array, "b k"]:
         """s [b, k], the logits at T = 1."""
-        z = _checks.vectors("embeddings", embeddings)
-        if z.shape[1] != self.prototypes.shape[1]:
-            raise ValueError(
-                "`embeddings` must have the prototypes' size "
-                f"{self.prototypes.shape[1]}, got {z.shape}"
-            )
+        z = self.checked(embeddings)
         if self.rule == "inner_product":
             return jnp.matmul(z, self.prototypes.T, precision="highest")
         distances = DISTANCES[self.rule](z[:, None], self.prototypes[None])
         return 1 - distances if self.rule == "cosine" else -distances
+
+    def checked(self, embeddings: ArrayLike, name: str = "embeddings") -> Float[Array, "b d"]:
+        """The embeddings as an array; raises unless they are finite and of the right size."""
+        found = _checks.vectors(name, embeddings)
+        if found.shape[1] != self.prototypes.shape[1]:
+            raise ValueError(
+                f"`{name}` must have the prototypes' size {self.prototypes.shape[1]}, "
+                f"got {found.shape}"
+            )
+        return found
 
     def calibrated(self, embeddings: ArrayLike) -> "PrototypeHead":
         """The head with the T of `jc.attacks.adaptive.calibrated_temperature`.

@@ -63,6 +63,30 @@ def lipschitz_clusters():
     return under_clusters(jc.models.create("lipschitz_resnet8", 10, SHAPE, key, **arguments))
 
 
+def under_prototypes(network, rule):
+    """A prototype for each class: the mean of its training images."""
+    train = jc.data.load("digits", "train")
+    h = np.asarray(jax.jit(type(network).features)(network, jc.data.to_float(train.images)))
+    means = np.stack([h[train.labels == c].mean(axis=0) for c in range(10)])
+    head = jc.prototypes.PrototypeHead(jnp.asarray(means), rule)
+    return jc.Chain(jc.models.features(network), head)
+
+
+@functools.cache
+def cnn_nearest():
+    """The CNN's features under the nearest prototype in Linf."""
+    return under_prototypes(cnn(), "linf")
+
+
+@functools.cache
+def lipschitz_nearest():
+    """A LipschitzResNet under the nearest prototype in L2."""
+    key = jax.random.key(0)
+    arguments = {"width": 4, "blocks": (1, 1), "hidden": 64}
+    network = jc.models.create("lipschitz_resnet8", 10, SHAPE, key, **arguments)
+    return under_prototypes(network, "l2")
+
+
 def under_clusters(network):
     """Two centres for each class: the means of the halves of its training images."""
     train = jc.data.load("digits", "train")

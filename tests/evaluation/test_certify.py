@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from certified_networks import SHAPE, affine, cnn, cnn_clusters, digits, lipschitz_clusters
+from certified_networks import (
+    SHAPE,
+    affine,
+    cnn,
+    cnn_clusters,
+    cnn_nearest,
+    digits,
+    lipschitz_clusters,
+    lipschitz_nearest,
+)
 
 import jaxclus as jc
 from jaxclus.evaluation import certify
@@ -114,6 +123,8 @@ def test_intervals_are_exact_where_each_feature_is_a_pixel():
         (cnn, "interval", 0.004),
         (lipschitz_clusters, "lipschitz", 0.004),
         (cnn_clusters, "interval", 0.004),
+        (lipschitz_nearest, "lipschitz", 0.004),
+        (cnn_nearest, "interval", 0.002),
     ],
 )
 def test_certified_images_hold_at_random_points_and_corners(make, method, eps, data):
@@ -133,7 +144,7 @@ def test_certified_images_hold_at_random_points_and_corners(make, method, eps, d
     assert all(right(key) for key in jax.random.split(jax.random.key(0), 50))
 
 
-@pytest.mark.parametrize("make", [lipschitz_clusters, cnn_clusters])
+@pytest.mark.parametrize("make", [lipschitz_clusters, cnn_clusters, lipschitz_nearest])
 def test_ten_thousand_moves_through_a_network_stay_in_the_class(make, data):
     """Half towards images of other classes, half in random directions, all as far as is proved."""
     model = make()
@@ -223,9 +234,9 @@ def _net(name="cnn", **arguments):
             "`model` must have monotone activations",
         ),
         (
-            {"make": lambda: jc.Chain(jc.models.features(_net()), _net().head)},
+            {"make": lambda: jc.Chain(jc.models.features(_net()), jc.models.Identity())},
             TypeError,
-            "`model` must have its own head or a jc.clustr.ClusterClassifier",
+            "`model` must have a head that is a jc.models.Linear, a jc.clustr.ClusterClassifier or",
         ),
         ({"microbatch": 0}, ValueError, "`microbatch` must be at least 1"),
     ],
@@ -240,5 +251,5 @@ def test_bad_input_is_refused(change, error, message, data, monkeypatch):
 def test_a_head_that_is_no_dense_layer_is_refused(data):
     model = _net()
     model.head = jc.models.Identity()
-    with pytest.raises(TypeError, match="`model` must have a jc.models.Linear for its head"):
+    with pytest.raises(TypeError, match="`model` must have a head that is a jc.models.Linear"):
         certify(model, data, jc.Linf(0.1))

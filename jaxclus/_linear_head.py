@@ -1,4 +1,4 @@
-"""Certificates of a network's own head, the dense layer z = W^T h + b."""
+"""Certificates of a dense head, z = W^T h + b."""
 
 from collections.abc import Callable
 
@@ -6,22 +6,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxclus.models import Linear
-
 # Of a sum of n products in float32 the error stays below 8 sqrt(n) 2^-24 times the sum of their
 # sizes, as in jc.models.interval_bounds. It happens twice: in the network and in its certificate.
 _ROUNDING = 2 * 8 * 2.0**-24
 
 
 def radius(
-    head: Linear, embeddings: Float[Array, "b d"], lipschitz: jax.Array
+    kernel: Float[Array, "d k"],
+    bias: Float[Array, " k"],
+    embeddings: Float[Array, "b d"],
+    lipschitz: jax.Array | float,
 ) -> Float[Array, " b"]:
     """The radius around each image within which the head's class y cannot change.
 
     min_c (z_y - z_c) / (Lip |w_y - w_c|_2), lowered by the rounding of logits in float32.
 
     Args:
-        head: a float32 dense layer.
+        kernel: W, float32 [d, k].
+        bias: b, float32 [k].
         embeddings: h(x), float32 [b, d].
         lipschitz: |h(x + d) - h(x)|_2 <= Lip |d|_p for all d.
 
@@ -38,11 +40,12 @@ def radius(
         never = jnp.where(least > 0, jnp.inf, 0)
         return jnp.where(slope > 0, least / jnp.where(slope > 0, slope, 1), never)
 
-    return _least(head, embeddings, embeddings, reach) / lipschitz
+    return _least(kernel, bias, embeddings, embeddings, reach) / lipschitz
 
 
 def margin(
-    head: Linear,
+    kernel: Float[Array, "d k"],
+    bias: Float[Array, " k"],
     embeddings: Float[Array, "b d"],
     low: Float[Array, "b d"],
     high: Float[Array, "b d"],
@@ -53,7 +56,8 @@ def margin(
     is exact for each c, lowered by the rounding of logits in float32.
 
     Args:
-        head: a float32 dense layer.
+        kernel: W, float32 [d, k].
+        bias: b, float32 [k].
         embeddings: h(x), float32 [b, d].
         low, high: ends of the boxes, float32 [b, d].
     """
@@ -64,11 +68,12 @@ def margin(
         rounding = share * (jnp.abs(centre) + reach) * sizes
         return lead - (jnp.abs(own - rival) * reach + rounding).sum(axis=1)
 
-    return _least(head, embeddings, centre, least)
+    return _least(kernel, bias, embeddings, centre, least)
 
 
 def _least(
-    head: Linear,
+    kernel: jax.Array,
+    bias: jax.Array,
     embeddings: jax.Array,
     centre: jax.Array,
     of: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array],
@@ -78,9 +83,8 @@ def _least(
     `of` is given w_y [b, d], w_c [1, d], the lead z_y - z_c at the centre [b] less the rounding of
     the bias, and |w_y| + |w_c| [b, d].
     """
-    assert head.bias is not None
-    kernel, bias = head.kernel[...], head.bias[...]
-    predicted = head(embeddings).argmax(axis=1)
+    logits = jnp.matmul(embeddings, kernel, precision="highest") + bias[None]
+    predicted = logits.argmax(axis=1)
     own = kernel.T[predicted]
 
     def against(c: jax.Array) -> jax.Array:

@@ -1,0 +1,117 @@
+"""Certificates of prototype heads: closed forms, tightness, and moves that try to beat them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxclus.prototypes import PrototypeHead, certified_margin, certified_radius
+from jaxclus.prototypes._head import RULES
+
+RNG = np.random.default_rng(0)
+P = RNG.normal(size=(5, 6)).astype(np.float32)
+H = RNG.normal(size=(40, 6)).astype(np.float32)
+
+
+def predicted(head, h):
+    return np.asarray(head(jnp.asarray(h, jnp.float32))).argmax(axis=1)
+
+
+def reference(rule, h, y):
+    """The radius in float64, class by class."""
+    p, best = np.float64(P), np.inf
+    if rule == "cosine":
+        p = p / np.linalg.norm(p, axis=1, keepdims=True)
+    for rival in set(range(5)) - {y}:
+        gap = np.linalg.norm(p[y] - p[rival])
+        if rule == "l2":
+            lead = (np.square(h - p[rival]).sum() - np.square(h - p[y]).sum()) / 2
+        elif rule == "linf":
+            lead, gap = (np.abs(h - p[rival]).max() - np.abs(h - p[y]).max()) / 2, 1
+        else:
+            lead = h @ (p[y] - p[rival])
+        best = min(best, lead / gap)
+    return best
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_radii(rule):
+    head = PrototypeHead(jnp.asarray(P), rule, 3.0)
+    y = predicted(head, H)
+    wanted = np.array([reference(rule, np.float64(h), c) for h, c in zip(H, y, strict=True)])
+    found = np.asarray(certified_radius(head, H, 2.5))
+    np.testing.assert_allclose(found, wanted / 2.5, rtol=1e-3, atol=1e-5)
+    assert (found <= wanted / 2.5).all() and (found > 0).all()
+    mapped = jax.jit(jax.vmap(lambda h: certified_radius(head, h[None], 2.5)[0]))(jnp.asarray(H))
+    np.testing.assert_allclose(mapped, found, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_ten_thousand_moves_stay_in_the_class(rule):
+    """Of an isometry's embeddings, by as much as is proved; half of them towards other ones."""
+    head = PrototypeHead(jnp.asarray(P), rule)
+    y, radius = predicted(head, H), np.asarray(certified_radius(head, H, 1.0))
+    towards = P[RNG.integers(5, size=(40, 125))] - H[:, None]
+    moves = np.concatenate([towards + 0.1 * RNG.normal(size=towards.shape),
+                            RNG.normal(size=towards.shape)], axis=1)  # fmt: skip
+    moves *= (radius / 1.00001)[:, None, None] / np.linalg.norm(moves, axis=2, keepdims=True)
+    after = predicted(head, (H[:, None] + moves).reshape(-1, 6)).reshape(40, -1)
+    np.testing.assert_array_equal(after, np.broadcast_to(y[:, None], after.shape))
+    assert after.size == 10_000
+
+
+@pytest.mark.parametrize("rule", ["inner_product", "cosine", "l2"])
+def test_tight_for_an_isometry(rule):
+    """One move, longer by 0.1 % and by what rounding takes, turns the class of every embedding."""
+    head = PrototypeHead(jnp.asarray(P), rule)
+    y, radius = predicted(head, H), np.asarray(certified_radius(head, H, 1.0))
+    p = P / np.linalg.norm(P, axis=1, keepdims=True) if rule == "cosine" else P
+    ways = p[None] - p[y][:, None]
+    length = np.linalg.norm(ways, axis=2, keepdims=True)
+    moves = (1.001 * radius + 1e-4)[:, None, None] * ways / np.where(length > 0, length, 1)
+    after = predicted(head, (H[:, None] + moves).reshape(-1, 6)).reshape(40, 5)
+    assert (after != y[:, None]).any(axis=1).all()
+
+
+def test_linf_is_tight_for_two_prototypes_that_differ_in_one_entry():
+    head = PrototypeHead(jnp.array([[0.0, 0.0], [2.0, 0.0]]), "linf")
+    h = np.float32([[0.25, 0.0], [1.0, 0.0]])
+    np.testing.assert_allclose(certified_radius(head, h, 1.0), [0.75, 0.0], atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_margins_hold_in_the_box(rule):
+    """At its corners and inside; where it is a point, the margin is the lead itself."""
+    head = PrototypeHead(jnp.asarray(P), rule)
+    low, high = H - RNG.uniform(0, 0.3, H.shape), H + RNG.uniform(0, 0.2, H.shape)
+    low, high = low.astype(np.float32), high.astype(np.float32)
+    margin = np.asarray(certified_margin(head, H, low, high))
+    y, holds = predicted(head, H), margin > 0
+    assert 5 < holds.sum() < 38
+    share = RNG.uniform(size=(500, 1, 6))
+    share[:250] = np.round(share[:250])
+    for each in share:
+        point = low + each * (high - low)
+        np.testing.assert_array_equal(predicted(head, point)[holds], y[holds])
+    # No shorter than what moves to the nearest rival would need.
+    exact = np.asarray(certified_margin(head, H, H, H))
+    assert (exact > 0).all() and (exact >= margin).all()
+
+
+def test_prototypes_that_coincide_leave_nothing():
+    for rule in RULES:
+        head = PrototypeHead(jnp.asarray(np.stack([P[0], P[0], P[1]])), rule)
+        assert certified_radius(head, P[:1], 1.0)[0] == 0
+        assert certified_margin(head, P[:1], P[:1], P[:1])[0] <= 0
+
+
+def test_bad_arguments():
+    head = PrototypeHead(jnp.asarray(P))
+    with pytest.raises(ValueError, match="^`lipschitz` must be"):
+        certified_radius(head, H, 0.0)
+    with pytest.raises(ValueError, match="^`embeddings` must have the prototypes' size 6, got"):
+        certified_radius(head, H[:, :4], 1.0)
+    with pytest.raises(ValueError, match="^`low` must have the prototypes' size 6, got"):
+        certified_margin(head, H, H[:, :4], H)
+    with pytest.raises(ValueError, match="^`low` and `high` must have the embeddings' shape"):
+        certified_margin(head, H, H[:3], H[:3])
