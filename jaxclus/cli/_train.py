@@ -4,37 +4,15 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 
-from jaxclus import attacks, clustr, data, evaluation, models, runs, threat, training, zoo
+from jaxclus import data, evaluation, models, runs, training, zoo
+from jaxclus.cli import _methods
 from jaxclus.cli._arguments import Number
 from jaxclus.training import TrainingConfig, objectives
-
-Method = Literal[
-    "standard", "pgd", "trades", "mart", "fast", "free",
-    "clustr", "clustr_qtrades", "clustr_trades", "clustr_free",
-]  # fmt: skip
-# The settings that each method reads.
-_BALL = {"norm", "eps"}
-_CLUSTERS = {
-    "clusters_per_class", "clusters_per_batch", "alpha", "nearest", "cross_entropy_weight",
-    "num_init", "max_iter", "as_published",
-}  # fmt: skip
-_SETTINGS: dict[str, set[str]] = {
-    "standard": set(),
-    "pgd": _BALL | {"attack_steps", "step_size"},
-    "trades": _BALL | {"attack_steps", "step_size", "tradeoff"},
-    "mart": _BALL | {"attack_steps", "step_size", "tradeoff"},
-    "fast": _BALL | {"step_size"},
-    "free": {"eps", "step_size"},
-    "clustr": _CLUSTERS,
-    "clustr_qtrades": _CLUSTERS | _BALL | {"step_size", "tradeoff"},
-    "clustr_trades": _CLUSTERS | _BALL | {"attack_steps", "step_size", "tradeoff"},
-    "clustr_free": _CLUSTERS | {"eps"},
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +29,8 @@ class Train:
       jaxclus train cifar10 --cluster weight --teacher cifar10-resnet8-pgd --num-groups 2
       jaxclus train fashion_mnist --method clustr --start fashion_mnist-cnn-standard \
         --batch-size 240 --optimizer adamw --learning-rate 1e-3 --weight-decay 0
+      jaxclus train digits --method prototypes --embedding-size 20 --generator simplex \
+        --distance cosine --rule cosine --optimizer adamw --learning-rate 3e-3 --epochs 12
     """
 
     dataset: tyro.conf.Positional[str]
@@ -60,29 +40,35 @@ class Train:
     cnn, resnet8, resnet20, resnet18, resnet34, resnet50, preact_resnet18,
     wide_resnet_DEPTH_WIDTH, vgg11, vgg13, vgg16, vgg19, densenet121, alexnet,
     lipschitz_resnet8, lipschitz_resnet18."""
+    embedding_size: int | None = None
+    """Size of a dense layer, without activation, before the head; default none. The prototypes
+    methods need one: as published 100 for 10 classes, 500 for 100."""
     start: Path | None = None
     """A trained network (run, file, or name in `jaxclus zoo`) to go on from, instead of --model;
     the ClusTR methods are published so."""
-    method: Method = "standard"
+    method: _methods.Method = "standard"
     """Plain training, or against an adversary: on PGD's images, TRADES, MART, one step from a
     random start (fast), gradients reused four times over (free: give a quarter of the epochs).
     Or ClusTR, classified by nearest clusters: alone, with QTRADES, with the adversary of TRADES,
     or with free perturbations; its batch size must be a multiple of --clusters-per-batch. It is
     published with --batch-size 240 --optimizer adamw --learning-rate 1e-4 --weight-decay 0, and
-    learns little at the default rate of sgd."""
+    learns little at the default rate of sgd. Or onto class prototypes that stand still: plainly
+    (Deep Repulsive Prototypes), on PGD's images, by TRADES; or prototypes_learned, which are
+    trained along (prototype conformity)."""
     norm: Literal["linf", "l2", "l1"] = "linf"
     """Norm of the adversary's ball."""
     eps: Number | None = None
     """Radius of the ball on the pixel scale [0, 1]; needed for all methods with an adversary, that
-    is all but standard and clustr."""
+    is all but standard, clustr, prototypes and prototypes_learned."""
     attack_steps: int | None = None
-    """Gradient steps of the adversary of pgd, trades, mart and clustr_trades; default 10."""
+    """Gradient steps of the adversary of pgd, trades, mart, clustr_trades, prototypes_pgd and
+    prototypes_trades; default 10."""
     step_size: Number | None = None
     """Length of its steps; default 2.5 * eps / attack_steps; fast and clustr_qtrades 1.25 * eps,
     free eps."""
     tradeoff: float | None = None
-    """Weight of the divergence in trades (default 6) and mart (default 5), and of the consistency
-    term in clustr_qtrades and clustr_trades (default 8)."""
+    """Weight of the divergence in trades and prototypes_trades (default 6) and mart (default 5),
+    and of the consistency term in clustr_qtrades and clustr_trades (default 8)."""
     clusters_per_class: int | None = None
     """ClusTR: clusters of each class; default 2."""
     clusters_per_batch: int | None = None
@@ -98,7 +84,16 @@ class Train:
     max_iter: int | None = None
     """ClusTR: iterations of k-means; default 20, as published for CIFAR-10 (40 for others)."""
     as_published: bool = False
-    """ClusTR: with the published code's mistakes, as far as `jc.clustr` can bring them back."""
+    """ClusTR and prototypes: with the published code's mistakes, as far as the library can bring
+    them back."""
+    generator: _methods.Generator | None = None
+    """Prototypes: where they come from; default repulsive."""
+    distance: _methods.Distance | None = None
+    """Prototypes: what pulls embeddings to them; default linf."""
+    rule: Literal["inner_product", "cosine", "linf", "l2"] | None = None
+    """Prototypes: how they classify; default inner_product, of learned ones l2."""
+    scale: float | None = None
+    """Prototypes: what they are multiplied with; default 1."""
     awp: float | None = None
     """Size of an adversarial perturbation of the weights (0.005 is usual); default none."""
     cluster: Literal["logits", "weight"] | None = None
@@ -158,7 +153,7 @@ class Train:
     def objective(self, train: data.Dataset) -> objectives.Objective:
         """What is minimised."""
         self._refuse_what_nobody_reads()
-        found = self._method()
+        found = _methods.objective(self.method, self._settings())
         if self.awp is not None:
             found = objectives.AWP(found, self.awp)
         if self.cluster is None:
@@ -169,53 +164,21 @@ class Train:
 
     def _refuse_what_nobody_reads(self) -> None:
         # Ignored, --beta without --cluster would train another network than the user believes.
-        for name in sorted(set().union(*_SETTINGS.values())):
-            value = getattr(self, name)
-            # That linf was asked for cannot be told from its being the default.
-            default = value is None or value is False or (name, value) == ("norm", "linf")
-            if not default and name not in _SETTINGS[self.method]:
-                readers = [method for method, names in _SETTINGS.items() if name in names]
-                raise ValueError(
-                    f"`{name}` is a setting of --method {', '.join(readers)}, not of {self.method}"
-                )
+        _methods.refuse_what_it_does_not_read(self.method, self._settings())
         for name in ("beta", "teacher", "num_groups"):
             if getattr(self, name) is not None and self.cluster is None:
                 raise ValueError(f"`{name}` is a setting of --cluster logits or weight, got none")
-        if self.cluster == "weight" and self.method.startswith("clustr"):
+        if self.cluster == "weight" and self.method in _methods.WITHOUT_OWN_HEAD:
             raise ValueError(
-                "`cluster` must not be weight for ClusTR, which does not train the network's own "
+                "`cluster` must not be weight for a method that does not train the network's own "
                 f"head, got --method {self.method}"
             )
         if (self.teacher is None) != (self.num_groups is None):
             raise ValueError("`teacher` and `num_groups` must be given together, got one of them")
 
-    def _method(self) -> objectives.Objective:
-        if self.method == "standard":
-            return objectives.Standard()
-        given = {name: getattr(self, name) for name in _CLUSTERS if getattr(self, name) is not None}
-        if self.method == "clustr":
-            return clustr.ClusTR(**given)
-        if self.eps is None:
-            raise ValueError(f"`eps` must be given for --method {self.method}, as --eps 8/255")
-        ball = threat.create(self.norm, self.eps)
-        steps = 10 if self.attack_steps is None else self.attack_steps
-        if self.method == "pgd":
-            attack = attacks.PGD(ball, steps=steps, step_size=self.step_size)
-            return objectives.Adversarial(attack)
-        if self.method == "fast":
-            return objectives.FastAdversarial(ball, self.step_size)
-        if self.method == "free":
-            return objectives.FreeAdversarial(threat.Linf(self.eps), step_size=self.step_size)
-        if self.method == "clustr_free":
-            return clustr.FreeClusTR(threat=threat.Linf(self.eps), **given)
-        if self.method.startswith("clustr"):
-            kind = {"clustr_qtrades": clustr.QTRADES, "clustr_trades": clustr.ClusTRTRADES}
-            given |= {} if self.tradeoff is None else {"beta": self.tradeoff}
-            given |= {"steps": steps} if self.method == "clustr_trades" else {}
-            return kind[self.method](threat=ball, step_size=self.step_size, **given)
-        kind = {"trades": objectives.TRADES, "mart": objectives.MART}
-        weight = {} if self.tradeoff is None else {"beta": self.tradeoff}
-        return kind[self.method](ball, steps=steps, step_size=self.step_size, **weight)
+    def _settings(self) -> dict[str, Any]:
+        """What was given of the settings that some methods read and others do not."""
+        return {name: getattr(self, name) for name in _methods.NAMES}
 
     @functools.cached_property
     def _started(self) -> models.Classifier | None:
@@ -224,6 +187,10 @@ class Train:
             return None
         if self.model is not None:
             raise ValueError(f"`model` must not be given beside `start`, got {self.model}")
+        if self.embedding_size is not None:
+            raise ValueError(
+                f"`embedding_size` must not be given beside `start`, got {self.embedding_size}"
+            )
         return models.parts(zoo.load(self.start))[0]
 
     def _architecture(self) -> str:
@@ -235,7 +202,12 @@ class Train:
         """The network before training."""
         if self._started is not None:
             return self._started
-        return models.create(self._architecture(), train.num_classes, train.input_shape, key)
+        size: dict[str, Any] = (
+            {} if self.embedding_size is None else {"embedding_size": self.embedding_size}
+        )
+        return models.create(
+            self._architecture(), train.num_classes, train.input_shape, key, **size
+        )
 
     def _groups(self, train: data.Dataset) -> data.Groups:
         """The groups of the clustering regulariser."""

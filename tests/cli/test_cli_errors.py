@@ -81,7 +81,8 @@ def test_data_lists_and_describes(capsys):
         (["train", "digits", "--method", "free", "--norm", "l2", "--eps", "0.1"], "`norm`"),
         (
             ["train", "digits", "--method", "fast", "--eps", "0.1", "--attack-steps", "4"],
-            "`attack_steps` is a setting of --method pgd, trades, mart, clustr_trades, not of fast",
+            "`attack_steps` is a setting of --method pgd, trades, mart, clustr_trades, "
+            "prototypes_pgd, prototypes_trades, not of fast",
         ),
         (
             ["train", "digits", "--eps", "8/255"],
@@ -91,6 +92,19 @@ def test_data_lists_and_describes(capsys):
         (
             ["train", "digits", "--attack-steps", "4"],
             "`attack_steps` is a setting of --method pgd, trades",
+        ),
+        (
+            ["train", "digits", "--generator", "simplex"],
+            "`generator` is a setting of --method prototypes, prototypes_pgd, ",
+        ),
+        (
+            ["train", "digits", "--method", "prototypes_learned", "--scale", "2"],
+            "`scale` is a setting of --method prototypes, prototypes_pgd, prototypes_trades, not",
+        ),
+        (["train", "digits", "--method", "prototypes_pgd"], "`eps` must be given for --method"),
+        (
+            ["train", "digits", "--method", "prototypes", "--cluster", "weight"],
+            "`cluster` must not be weight for a method that does not train the network's own",
         ),
         (["train", "digits", "--norm", "l2"], "`norm` is a setting of --method pgd"),
         (["train", "digits", "--num-groups", "3"], "`num_groups` is a setting of --cluster"),

@@ -9,7 +9,7 @@ import pytest
 from error_line import error_line
 
 import jaxclus as jc
-from jaxclus import cli, clustr
+from jaxclus import cli, clustr, prototypes
 from jaxclus.attacks import PGD
 from jaxclus.cli._train import Train
 from jaxclus.training import objectives
@@ -108,6 +108,59 @@ def test_train_knows_clustr(settings, wanted):
     command = Train("digits", **settings)
     assert command.objective(DIGITS) == wanted
     assert command.directory(7) == Path("runs") / f"digits-cnn-{settings['method']}-seed7"
+
+
+@pytest.mark.parametrize(
+    "settings, wanted",
+    [
+        ({"method": "prototypes"}, prototypes.PrototypeTraining()),
+        (
+            {
+                "method": "prototypes",
+                "generator": "simplex",
+                "distance": "l2",
+                "rule": "l2",
+                "scale": 10.0,
+                "as_published": True,
+            },
+            prototypes.PrototypeTraining("simplex", None, "l2", "l2", 10.0, True),
+        ),
+        (
+            {"method": "prototypes_pgd", "eps": 0.1, "attack_steps": 3, "step_size": 0.05},
+            prototypes.AdversarialPrototypes(threat=BALL, steps=3, step_size=0.05),
+        ),
+        (
+            {"method": "prototypes_trades", "eps": 0.1, "tradeoff": 2.0, "rule": "cosine"},
+            prototypes.PrototypeTRADES(threat=BALL, beta=2.0, rule="cosine"),
+        ),
+        ({"method": "prototypes_learned"}, prototypes.LearnedPrototypes()),
+        (
+            {"method": "prototypes_learned", "rule": "cosine"},
+            prototypes.LearnedPrototypes(rule="cosine"),
+        ),
+    ],
+)
+def test_train_knows_prototypes(settings, wanted):
+    command = Train("digits", **settings)
+    assert command.objective(DIGITS) == wanted
+    assert command.directory(7) == Path("runs") / f"digits-cnn-{settings['method']}-seed7"
+
+
+def test_prototypes_are_trained_judged_and_certified(tmp_path, capsys, monkeypatch):
+    words = ["--method", "prototypes", "--embedding-size", "12", "--generator", "simplex"]
+    words += ["--distance", "cosine", "--rule", "cosine", "--optimizer", "adamw"]
+    run, config = trained(words, tmp_path / "runs")
+    assert run.name == "digits-cnn-prototypes-seed0" and config["name"] == "prototypes"
+    monkeypatch.setattr(jc.attacks, "AutoAttack", lambda ball, version: jc.attacks.FGSM(ball))
+    judge = ["evaluate", str(run), "--norm", "l2", "--eps", "0.0005", "--num-images", "16"]
+    assert cli.main([*judge, "--no-masking", "--curve", "--microbatch", "8"]) == 0
+    assert "certified accuracy" in capsys.readouterr().out
+    network, head = jc.models.parts(jc.load(run))
+    assert head.rule == "cosine" and head.prototypes.shape == (10, 12)
+    assert dict(network.spec.arguments)["embedding_size"] == 12
+    words = ["train", "digits", "--start", str(run), "--embedding-size", "5"]
+    assert cli.main([*words, "--output", str(tmp_path)]) == 1
+    assert "`embedding_size` must not be given beside `start`, got 5" in error_line(capsys)
 
 
 def test_clustr_goes_on_from_a_network(teacher, tmp_path, capsys, monkeypatch):
