@@ -118,6 +118,27 @@ def vectors(name: str, value: Any, at_least: int = 1) -> jax.Array:
     return value
 
 
+def embeddings(name: str, value: Any, like: jax.Array, whose: str) -> jax.Array:
+    """The finite vectors [b, d] of the size that `like` [m, d] has; raises for anything else."""
+    found = vectors(name, value)
+    if found.shape[1] != like.shape[1]:
+        raise ValueError(f"`{name}` must have the {whose}' size {like.shape[1]}, got {found.shape}")
+    return found
+
+
+def boxes(head: Any, h: Any, low: Any, high: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Embeddings and the ends of their boxes, as the head has them; raises unless low <= high."""
+    h, low, high = head.checked(h), head.checked(low, "low"), head.checked(high, "high")
+    if not h.shape == low.shape == high.shape:
+        raise ValueError(
+            f"`low` and `high` must have the embeddings' shape {h.shape}, "
+            f"got {low.shape} and {high.shape}"
+        )
+    if is_concrete(low, high) and (low > high).any():
+        raise ValueError("`low` must be at most `high`, but is above it in some entries")
+    return h, low, high
+
+
 def integers(name: str, value: Any, length: int, below: int = 2**31) -> jax.Array:
     """The value as an int32 array [length], each entry in [0, below); raises for anything else."""
     allowed = f"in [0, {below - 1}]"

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 
-def _norm(values: jax.Array) -> jax.Array:
+def norm(values: jax.Array) -> jax.Array:
     """The L2 norm along the last axis, with gradient 0 at 0."""
     square = jnp.square(values).sum(axis=-1)
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    lengths = _norm(a) * _norm(b)
+    lengths = norm(a) * norm(b)
     return 1 - (a * b).sum(axis=-1) / jnp.where(lengths > 0, lengths, 1.0)
 
 
@@ -29,7 +29,7 @@ def _l8(a: jax.Array, b: jax.Array) -> jax.Array:
 
 #: (a, b) -> distance, broadcasting; "cosine" is 1 - cos, 1 where a vector is zero.
 DISTANCES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "l2": lambda a, b: _norm(a - b),
+    "l2": lambda a, b: norm(a - b),
     "squared_l2": lambda a, b: jnp.square(a - b).sum(axis=-1),
     "l8": _l8,
     "linf": lambda a, b: jnp.abs(a - b).max(axis=-1),

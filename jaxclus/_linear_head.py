@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 # Of a sum of n products in float32 the error stays below 8 sqrt(n) 2^-24 times the sum of their
 # sizes, as in jc.models.interval_bounds. It happens twice: in the network and in its certificate.
@@ -15,9 +15,10 @@ def radius(
     kernel: Float[Array, "d k"],
     bias: Float[Array, " k"],
     embeddings: Float[Array, "b d"],
+    predicted: Int[Array, " b"],
     lipschitz: jax.Array | float,
 ) -> Float[Array, " b"]:
-    """The radius around each image within which the head's class y cannot change.
+    """The radius around each image within which the class y cannot change.
 
     min_c (z_y - z_c) / (Lip |w_y - w_c|_2), lowered by the rounding of logits in float32.
 
@@ -25,6 +26,7 @@ def radius(
         kernel: W, float32 [d, k].
         bias: b, float32 [k].
         embeddings: h(x), float32 [b, d].
+        predicted: y, the class whose hold is certified.
         lipschitz: |h(x + d) - h(x)|_2 <= Lip |d|_p for all d.
 
     Returns:
@@ -40,17 +42,18 @@ def radius(
         never = jnp.where(least > 0, jnp.inf, 0)
         return jnp.where(slope > 0, least / jnp.where(slope > 0, slope, 1), never)
 
-    return _least(kernel, bias, embeddings, embeddings, reach) / lipschitz
+    return _least(kernel, bias, embeddings, predicted, embeddings, reach) / lipschitz
 
 
 def margin(
     kernel: Float[Array, "d k"],
     bias: Float[Array, " k"],
     embeddings: Float[Array, "b d"],
+    predicted: Int[Array, " b"],
     low: Float[Array, "b d"],
     high: Float[Array, "b d"],
 ) -> Float[Array, " b"]:
-    """The least of z_y - z_c for h in a box, y the head's class at the embedding.
+    """The least of z_y - z_c for h in a box.
 
     min_c (w_y - w_c) . m + b_y - b_c - |w_y - w_c| . r for the box's centre m and radius r, which
     is exact for each c, lowered by the rounding of logits in float32.
@@ -59,6 +62,7 @@ def margin(
         kernel: W, float32 [d, k].
         bias: b, float32 [k].
         embeddings: h(x), float32 [b, d].
+        predicted: y, the class whose lead is asked about.
         low, high: ends of the boxes, float32 [b, d].
     """
     centre, reach = (low + high) / 2, (high - low) / 2
@@ -68,23 +72,22 @@ def margin(
         rounding = share * (jnp.abs(centre) + reach) * sizes
         return lead - (jnp.abs(own - rival) * reach + rounding).sum(axis=1)
 
-    return _least(kernel, bias, embeddings, centre, least)
+    return _least(kernel, bias, embeddings, predicted, centre, least)
 
 
 def _least(
     kernel: jax.Array,
     bias: jax.Array,
     embeddings: jax.Array,
+    predicted: jax.Array,
     centre: jax.Array,
     of: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-    """The least of `of` over the classes c other than the predicted one y [b].
+    """The least of `of` over the classes c other than y [b].
 
     `of` is given w_y [b, d], w_c [1, d], the lead z_y - z_c at the centre [b] less the rounding of
     the bias, and |w_y| + |w_c| [b, d].
     """
-    logits = jnp.matmul(embeddings, kernel, precision="highest") + bias[None]
-    predicted = logits.argmax(axis=1)
     own = kernel.T[predicted]
 
     def against(c: jax.Array) -> jax.Array:

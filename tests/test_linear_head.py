@@ -31,7 +31,7 @@ def test_radii(problem):
     lengths = np.linalg.norm(apart, axis=2)
     lengths[lengths == 0] = 1
     wanted = least(((apart @ h[:, :, None].astype(float))[..., 0] + bias) / lengths, y) / 2.5
-    found = jax.jit(_linear_head.radius)(*head, h, 2.5)
+    found = jax.jit(_linear_head.radius)(*head, h, y, 2.5)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     assert (found <= wanted).all() and (found > 0).mean() > 0.9
 
@@ -44,6 +44,6 @@ def test_margins(problem):
     ends = (apart * end[:, None].astype(float) for end in (low, high))
     wanted = least(np.minimum(*ends).sum(axis=2) + bias, y)
     assert 0.1 < (wanted > 0).mean() < 0.9
-    found = jax.jit(_linear_head.margin)(*head, h, low, high)
+    found = jax.jit(_linear_head.margin)(*head, h, y, low, high)
     np.testing.assert_allclose(found, wanted, atol=2e-4)
     assert (found <= wanted).all()

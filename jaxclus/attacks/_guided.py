@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxclus import _pytree
+from jaxclus import _pytree, compose
 from jaxclus._classifier import Classifier
 from jaxclus.attacks._apgd import AutoPGD
 from jaxclus.attacks._ascent import GradientAscent
@@ -19,7 +19,7 @@ class Guided(Sourced):
     """An attack that follows the gradients of `source`, every iterate judged by the model.
 
     `Guided(APGD(threat, loss=own_loss), embed).run(key, jc.Chain(embed, head), x, y)`: the loss is
-    of the source's outputs, of whatever shape, and a success is a misclassification by the model,
+    of the source's outputs, and a success is a misclassification by the model,
     of any iterate. For losses that are not of the model's logits: of its embeddings, of another
     head on them, of a smooth copy. (`Transfer` asks the model once at the end of a round.)
 
@@ -29,8 +29,8 @@ class Guided(Sourced):
 
     Attributes:
         attack: FGSM, PGD, MI-FGSM, multi-targeted PGD, APGD or targeted APGD.
-        source: the function that is differentiated, images [b, h, w, c] -> outputs [b, m] that the
-            attack's loss takes: a pytree of arrays.
+        source: the function that is differentiated, images [b, h, w, c] -> outputs [b, m], a pytree
+            of arrays; m is the model's number of classes unless the attack's loss is a callable.
         threat: the threat model; None means the attack's own, another one replaces it there.
     """
 
@@ -53,6 +53,12 @@ class Guided(Sourced):
         return (forward + 1, gradient) if forward else (0, 0)
 
     def start(self, images: Images) -> State:
+        source = compose.with_keys(self.source, images.keys)
+        shape, classes = jax.eval_shape(source, images.x).shape, images.ranking.shape[-1]
+        own_loss = callable(getattr(self.attack, "loss", None))
+        if len(shape) != 2 or (not own_loss and shape[1] != classes):
+            wanted = "m" if own_loss else f"{classes}, the classes of the model under attack"
+            raise ValueError(f"`source` must return outputs [b, {wanted}], got {shape}")
         return self.attack.start(images)
 
     def step(self, model: Classifier, images: Images, i: jax.Array, state: State) -> State:

@@ -91,7 +91,7 @@ class Temperature(Chain):
         """
         _check_part("model", model)
         _checks.positive("temperature", temperature)
-        super().__init__(model, Partial(_divided, temperature))
+        super().__init__(model, Partial(divided, temperature))
 
 
 def calibrated_temperature(logits: Float[Array, "b k"]) -> Float[Array, ""]:
@@ -104,7 +104,12 @@ def calibrated_temperature(logits: Float[Array, "b k"]) -> Float[Array, ""]:
 
     Args:
         logits: of images as they are to be classified, float32 [b, k], k at least 2.
+
+    Raises:
+        ValueError: if the shape is another one.
     """
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(f"`logits` must have the shape [b, k], k at least 2, got {logits.shape}")
     best, second = jnp.moveaxis(jax.lax.top_k(logits, 2)[0], 1, 0)
     ratio = jnp.quantile(best - second, 0.95) / math.log(9 * (logits.shape[1] - 1))
     return jnp.where((ratio > 0) & jnp.isfinite(ratio), ratio, 1.0)
@@ -173,7 +178,8 @@ class _NearestCentre:
         return -distance[:, jnp.asarray(self.members)].min(axis=-1)
 
 
-def _divided(temperature: jax.Array | float, logits: jax.Array) -> jax.Array:
+def divided(temperature: jax.Array | float, logits: jax.Array) -> jax.Array:
+    """The logits of a `Temperature`."""
     return logits / temperature
 
 

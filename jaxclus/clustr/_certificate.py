@@ -144,16 +144,7 @@ def certified_margin(
 
     Derived here, with the inequality of `certified_radius`.
     """
-    embeddings = head.checked(embeddings)
-    low, high = head.checked(low, "low"), head.checked(high, "high")
-    if not embeddings.shape == low.shape == high.shape:
-        raise ValueError(
-            f"`low` and `high` must have the embeddings' shape {embeddings.shape}, "
-            f"got {low.shape} and {high.shape}"
-        )
-    if _checks.is_concrete(low, high) and (low > high).any():
-        raise ValueError("`low` must be at most `high`, but is above it in some entries")
-    return _margin(head, embeddings, low, high)
+    return _margin(head, *_checks.boxes(head, embeddings, low, high))
 
 
 @_compile.jit

@@ -89,12 +89,7 @@ class ClusterClassifier:
 
     def checked(self, embeddings: ArrayLike, name: str = "embeddings") -> Float[Array, "b d"]:
         """The embeddings as an array; raises unless they are finite and of the right size."""
-        found = _checks.vectors(name, embeddings)
-        if found.shape[1] != self.centres.shape[1]:
-            raise ValueError(
-                f"`{name}` must have the centres' size {self.centres.shape[1]}, got {found.shape}"
-            )
-        return found
+        return _checks.embeddings(name, embeddings, self.centres, "centres")
 
     def scores(self, embeddings: ArrayLike) -> Float[Array, "b k"]:
         """The published scores S [b, k], in [0, clusters of a class]."""

@@ -16,7 +16,6 @@ from jaxclus.attacks import (
     MultiTargetedPGD,
     Square,
     TargetedAPGD,
-    Transfer,
 )
 from jaxclus.attacks._base import SteppedAttack
 from jaxclus.attacks._noise import RandomNoise
@@ -119,6 +118,6 @@ class Plan:
         if not self.surrogates:
             missing["transfer: surrogates"] = "none is given"
         for name, source in self.surrogates.items():
-            attacks[f"{name}, APGD"] = Transfer(untargeted, source)
-            attacks[f"{name}, targeted APGD"] = Transfer(targeted, source)
+            attacks[f"{name}, APGD"] = Guided(untargeted, source)
+            attacks[f"{name}, targeted APGD"] = Guided(targeted, source)
         return attacks, missing

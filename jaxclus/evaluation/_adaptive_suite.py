@@ -8,17 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
-from jaxclus import _checks, compose, parallel, runs
+from jaxclus import _checks, _classifier, compose, parallel, runs
 from jaxclus._classifier import Classifier
 from jaxclus.attacks import Temperature
-from jaxclus.attacks.adaptive import calibrated_temperature
+from jaxclus.attacks.adaptive import calibrated_temperature, divided
 from jaxclus.clustr import ClusterClassifier
 from jaxclus.compose import Chain
-from jaxclus.data import Dataset
+from jaxclus.data import Dataset, to_float
+from jaxclus.data._dataset import digest
 from jaxclus.evaluation._adaptive_plan import ATTACKS, Plan
-from jaxclus.evaluation._masking import Masking, masking
+from jaxclus.evaluation._masking import Masking, box_radius, masking
 from jaxclus.evaluation._predict import predict
+from jaxclus.evaluation._progress import hash_of
 from jaxclus.evaluation._result import Robustness, as_digits
 from jaxclus.evaluation._robustness import _check as _check_data
 from jaxclus.evaluation._robustness import robustness
@@ -40,12 +43,14 @@ class AdaptiveSuite:
         not_run: items, or attacks of items, that did not run, each with the reason.
         masking: the masking checks, if they ran.
         temperature: what the logits were divided by for AutoAttack.
+        seed: the key's data.
     """
 
     results: Mapping[str, Robustness]
     not_run: Mapping[str, str]
     masking: Masking | None
     temperature: float
+    seed: tuple[int, ...]
 
     @property
     def clean_accuracy(self) -> float:
@@ -107,6 +112,7 @@ class AdaptiveSuite:
             "dataset": self._any.dataset,
             "split": self._any.split,
             "num_images": len(self._any.clean),
+            "seed": list(self.seed),
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy,
             "masking_gap": self.masking_gap,
@@ -158,9 +164,9 @@ def adaptive_suite(
        `jc.attacks.adaptive.calibrated_temperature`.
     6. "gradient-free" (A5): Square with 5,000 queries, and HopSkipJump in the threat's norm.
     7. "transfer" (A6): APGD and targeted APGD on a linear softmax head that is fitted on the
-       embeddings of `data` with its labels; and those on each surrogate, judged by the model at
-       the end of every round.
-    8. "masking": `jc.evaluation.masking` on logits / T.
+       embeddings of `data` with its labels, and on each surrogate.
+    8. "masking": `jc.evaluation.masking` on logits / T, 100 images in one batch; not kept in
+       `directory`, and not run where the ball covers the whole pixel box.
 
     An item whose inputs are missing is reported in `not_run`.
 
@@ -169,17 +175,18 @@ def adaptive_suite(
         model: a classifier that draws no random numbers.
         data: the images.
         threat: the threat model.
-        own_loss: what the defence's own evaluation attacks, (embeddings [b, d], y [b]) -> [b], as
+        own_loss: what the defence's own evaluation maximises, (embeddings [b, d], y [b]) -> [b], as
             `lambda h, y: jc.prototypes.prototype_loss(h, head.prototypes[y])`; of the logits [b, k]
             where there is no `embed`.
         embed: images -> embeddings [b, d], a pytree of arrays; default: all of a `jc.Chain` before
-            its prototype or cluster head.
+            its prototype or cluster head, whatever chains and temperatures are around it.
         head: the head that has the prototypes or centres; default: that of such a chain.
         surrogates: other classifiers of the same images, by name: pytrees of arrays.
         items: names of `jc.evaluation.ITEMS`, those to run.
         steps: of each round of PGD and APGD in items 2 to 4 and 7, at least 1.
         restarts: in items 2 and 3, at least 1.
-        directory: where to keep each item, in a folder of its name, to go on from there.
+        directory: where to keep each item, in a folder of its name, to go on from there (on a
+            machine of the same kind: T and the linear head, computed anew, must be the same).
         microbatch, devices, progress: as for `jc.evaluation.robustness`.
 
     Raises:
@@ -192,11 +199,12 @@ def adaptive_suite(
     """
     _check(key, model, data, threat, items, steps, restarts)
     embed, head = _parts(model, embed, head)
+    surrogates = dict(surrogates or {})
+    own_loss = _check_inputs(model, data, own_loss, embed, head, surrogates)
     mesh = parallel.mesh(devices)
     logits, _ = predict(key, model, data.images, mesh, microbatch=microbatch)
     temperature = calibrated_temperature(jnp.asarray(logits))
     softened = Temperature(model, temperature)
-    surrogates = dict(surrogates or {})
 
     def linear_head(embed: Classifier) -> Classifier:
         outputs, _ = predict(key, embed, data.images, mesh, microbatch=microbatch)
@@ -221,12 +229,16 @@ def adaptive_suite(
     checks = None
     if "masking" not in not_run and not next(iter(results.values())).clean.any():
         not_run["masking"] = "no image is classified correctly"
+    if "masking" not in not_run and threat.eps >= box_radius(threat, data.input_shape):
+        not_run["masking"] = "the ball covers the whole pixel box"
     if "masking" not in not_run:
         checks = masking(
-            key, softened, data, threat, robustness=results.get("autoattack"),
+            jax.random.fold_in(key, len(ATTACKS)), softened, data, threat,
+            robustness=results.get("autoattack"),
             surrogate=next(iter(surrogates.values()), None), progress=progress,
         )  # fmt: skip
-    return AdaptiveSuite(results, not_run, checks, float(temperature))
+    seed = tuple(np.asarray(jax.random.key_data(key)).tolist())
+    return AdaptiveSuite(results, not_run, checks, float(temperature), seed)
 
 
 def _parts(model: Any, embed: Any, head: Any) -> tuple[Any, Any]:
@@ -236,11 +248,68 @@ def _parts(model: Any, embed: Any, head: Any) -> tuple[Any, Any]:
             "`head` must be a jc.prototypes.PrototypeHead or a jc.clustr.ClusterClassifier, "
             f"got {type(head)}"
         )
-    if isinstance(model, Chain) and isinstance(model.parts[-1], (PrototypeHead, ClusterClassifier)):
-        own = model.parts[0] if len(model.parts) == 2 else Chain(*model.parts[:-1])
+    parts = _flat(model)
+    while isinstance(parts[-1], Partial) and parts[-1].func is divided:  # temperatures
+        parts.pop()
+    if len(parts) > 1 and isinstance(parts[-1], (PrototypeHead, ClusterClassifier)):
+        own = parts[0] if len(parts) == 2 else Chain(*parts[:-1])
         embed = own if embed is None else embed
-        head = model.parts[-1] if head is None else head
+        head = parts[-1] if head is None else head
     return embed, head
+
+
+def _flat(model: Any) -> list[Any]:
+    """The parts of a chain of chains."""
+    if not isinstance(model, Chain):
+        return [model]
+    return [inner for part in model.parts for inner in _flat(part)]
+
+
+def _check_source(name: str, source: Any) -> None:
+    if not callable(source) or not _classifier.is_pytree(source):
+        raise TypeError(
+            f"`{name}` must be a callable pytree of arrays, as an NNX module or "
+            f"jax.tree_util.Partial(fn, weights) is, got {type(source)}"
+        )
+
+
+def _check_inputs(
+    model: Classifier,
+    data: Dataset,
+    own_loss: Loss | None,
+    embed: Any,
+    head: Any,
+    surrogates: Mapping[str, Any],
+) -> Loss | None:
+    """The own loss under a name that tells it from others; raises for what does not fit."""
+    image = to_float(data.images[:1])
+    classes = _classifier.num_classes(model, image)
+    if head is not None and head.num_classes != classes:
+        raise ValueError(f"`head` must have the {classes} classes of the model, got {head}")
+    if embed is not None:
+        _check_source("embed", embed)
+    for name, net in surrogates.items():
+        _check_source(f"surrogates[{name!r}]", net)
+        if _classifier.num_classes(net, image) != classes:
+            raise ValueError(f"`surrogates[{name!r}]` must have the {classes} classes of the model")
+    if own_loss is None:
+        return None
+    if not callable(own_loss):
+        raise TypeError(f"`own_loss` must be a callable (embeddings, y) -> [b], got {own_loss!r}")
+    outputs, y = (model if embed is None else embed)(image), jnp.asarray(data.labels[:1])
+    program = jax.make_jaxpr(own_loss)(outputs, y)
+    if [each.shape for each in program.out_avals] != [(1,)]:
+        raise ValueError(
+            f"`own_loss` must return one loss for each image, [1] for one, got {program.out_avals}"
+        )
+    mark = hash_of(f"{program}{digest(*map(np.asarray, program.consts))}")[:8]
+
+    # Evaluations that are gone on with tell losses apart by their names.
+    def named_loss(outputs: jax.Array, y: jax.Array) -> jax.Array:
+        return own_loss(outputs, y)
+
+    named_loss.__name__ = named_loss.__qualname__ = f"own_loss_{mark}"
+    return named_loss
 
 
 def _check(

@@ -31,7 +31,12 @@ METHODS = ("lipschitz", "interval")
 
 def _of_dense(bound: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """The bound of `_linear_head` as a function of the layer."""
-    return lambda head, *arrays: bound(head.kernel[...], head.bias[...], *arrays)
+
+    def of_layer(head: models.Linear, h: jax.Array, *limits: jax.Array) -> jax.Array:
+        assert head.bias is not None
+        return bound(head.kernel[...], head.bias[...], h, head(h).argmax(axis=1), *limits)
+
+    return of_layer
 
 
 # The radius and the margin of each kind of head.

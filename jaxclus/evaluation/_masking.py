@@ -342,7 +342,7 @@ def _check(
     _check_data(model, data)
     if not isinstance(threat, Threat):
         raise TypeError(f"`threat` must be one as Linf(8 / 255) makes, got {threat!r}")
-    if threat.eps >= _box(threat, data.input_shape):
+    if threat.eps >= box_radius(threat, data.input_shape):
         raise ValueError(f"`threat` must be smaller than the whole pixel box, got {threat!r}")
     if robustness is not None:
         if not isinstance(robustness, Robustness):
@@ -375,7 +375,7 @@ def _with_threat(attack: Attack, threat: Threat) -> BoundedAttack:
     return dataclasses.replace(attack, **changed)
 
 
-def _box(threat: Threat, shape: tuple[int, ...]) -> float:
+def box_radius(threat: Threat, shape: tuple[int, ...]) -> float:
     """A radius with which the ball around any image covers the pixel box."""
     pixels = math.prod(shape)
     return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[threat.name]
@@ -383,7 +383,7 @@ def _box(threat: Threat, shape: tuple[int, ...]) -> float:
 
 def _radii(threat: Threat, shape: tuple[int, ...]) -> list[Threat]:
     """The threat models of the accuracy curve, ascending."""
-    box = _box(threat, shape)
+    box = box_radius(threat, shape)
     smaller = [share * threat.eps for share in RADII if share * threat.eps < box]
     return [type(threat)(eps) for eps in (*smaller, box)]
 

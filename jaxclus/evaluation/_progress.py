@@ -43,7 +43,7 @@ def identity(
         "norm": attack.ball.name,
         "eps": float(attack.ball.eps),
         "attack's arrays": _arrays(attack),
-        "attack's structure": _hash(str(jax.tree.structure(attack))),
+        "attack's structure": hash_of(str(jax.tree.structure(attack))),
         "seed": list(seed),
         "images": digest(data.images, data.labels),
         "model": _arrays(model) if known else digest(logits),
@@ -60,7 +60,7 @@ def _arrays(tree: Any) -> str:
     return digest(*map(np.asarray, jax.tree.leaves(tree)))
 
 
-def _hash(text: str) -> str:
+def hash_of(text: str) -> str:
     """Of a text that is the same in every process, but for the addresses of functions."""
     return hashlib.sha256(re.sub("0x[0-9a-f]+", "", text).encode()).hexdigest()
 
@@ -77,9 +77,9 @@ def _program(model: Classifier, data: Dataset) -> str:
 
     image = jax.ShapeDtypeStruct((1, *data.input_shape), np.float32)
     try:
-        return _hash(str(jax.make_jaxpr(both)(image)))
+        return hash_of(str(jax.make_jaxpr(both)(image)))
     except (TypeError, ValueError, NotImplementedError):  # JAX's, of a model without a gradient
-        return _hash(str(jax.make_jaxpr(forward)(image)))
+        return hash_of(str(jax.make_jaxpr(forward)(image)))
 
 
 class Progress:

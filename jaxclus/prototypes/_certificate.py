@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxclus import _checks, _compile, _linear_head, clustr
-from jaxclus.prototypes._head import PrototypeHead
+from jaxclus.prototypes._head import PrototypeHead, directions
 
 # Of a distance in float32: what its rounding can be.
 _ROUNDING = 1e-6
@@ -50,8 +50,8 @@ def certified_radius(
     if head.rule == "l2":
         return clustr.certified_radius(_clusters(head), h, lipschitz, "hard")
     if head.rule == "linf":
-        return jnp.maximum(_linf_leads(head, h, jnp.zeros_like(h)), 0) / (2 * lipschitz)
-    return _linear_head.radius(*_dense(head), h, lipschitz)
+        return jnp.maximum(_linf_leads(head, h, h, h), 0) / (2 * lipschitz)
+    return _linear_head.radius(*_dense(head), h, head(h).argmax(axis=1), lipschitz)
 
 
 def certified_margin(
@@ -78,29 +78,27 @@ def certified_margin(
         Margins [b].
 
     Raises:
-        ValueError, TypeError: a shape is another one, or values are not finite.
+        ValueError, TypeError: a shape is another one, values are not finite, or `low` is above
+            `high`.
 
     Derived here.
     """
-    h, low, high = head.checked(embeddings), head.checked(low, "low"), head.checked(high, "high")
-    if not h.shape == low.shape == high.shape:
-        raise ValueError(
-            f"`low` and `high` must have the embeddings' shape {h.shape}, "
-            f"got {low.shape} and {high.shape}"
-        )
+    h, low, high = _checks.boxes(head, embeddings, low, high)
     if head.rule == "l2":
         return clustr.certified_margin(_clusters(head), h, low, high)
     if head.rule == "linf":
-        # The box around the embedding itself that holds this one.
-        return _linf_leads(head, h, jnp.maximum(high - h, h - low))
-    return _linear_head.margin(*_dense(head), h, low, high)
+        return _linf_leads(head, h, low, high)
+    return _linear_head.margin(*_dense(head), h, head(h).argmax(axis=1), low, high)
 
 
 @_compile.jit
-def _linf_leads(head: PrototypeHead, h: jax.Array, reach: jax.Array) -> jax.Array:
-    """min_l of the least |h' - p_l|_inf less the largest |h' - p_y|_inf, |h' - h| <= reach [b]."""
+def _linf_leads(head: PrototypeHead, h: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """min_l of the least |h' - p_l|_inf in the box less the largest |h' - p_y|_inf [b]."""
     predicted = head(h).argmax(axis=1)
-    apart = jnp.abs(h[:, None] - head.prototypes[None])
+    centre = (low + high) / 2
+    # With what the centre was rounded by.
+    reach = (high - low) / 2 + 2.0**-23 * jnp.maximum(jnp.abs(low), jnp.abs(high))
+    apart = jnp.abs(centre[:, None] - head.prototypes[None])
     nearest = jnp.maximum(apart - reach[:, None], 0).max(axis=2) * (1 - _ROUNDING)
     furthest = (apart + reach[:, None]).max(axis=2) * (1 + _ROUNDING)
     own = jnp.take_along_axis(furthest, predicted[:, None], axis=1)
@@ -115,8 +113,5 @@ def _clusters(head: PrototypeHead) -> clustr.ClusterClassifier:
 
 def _dense(head: PrototypeHead) -> tuple[jax.Array, jax.Array]:
     """The head of the other rules as a dense layer: kernel [d, k] and bias [k]."""
-    p = head.prototypes
-    if head.rule == "cosine":
-        length = jnp.linalg.norm(p, axis=1, keepdims=True)
-        p = p / jnp.where(length > 0, length, 1)
+    p = directions(head.prototypes) if head.rule == "cosine" else head.prototypes
     return p.T, jnp.zeros(head.num_classes)

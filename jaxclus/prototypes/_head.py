@@ -8,11 +8,17 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxclus import _checks, _pytree
-from jaxclus._distances import DISTANCES
+from jaxclus._distances import DISTANCES, norm
 from jaxclus.attacks.adaptive import calibrated_temperature
 
 Rule = Literal["inner_product", "cosine", "linf", "l2"]
 RULES: tuple[Rule, ...] = ("inner_product", "cosine", "linf", "l2")
+
+
+def directions(vectors: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """The vectors divided by their L2 norms, 0 where they are 0, with gradient 0 there."""
+    length = norm(vectors)[:, None]
+    return vectors / jnp.where(length > 0, length, 1)
 
 
 @_pytree.register
@@ -69,18 +75,14 @@ class PrototypeHead:
         z = self.checked(embeddings)
         if self.rule == "inner_product":
             return jnp.matmul(z, self.prototypes.T, precision="highest")
-        distances = DISTANCES[self.rule](z[:, None], self.prototypes[None])
-        return 1 - distances if self.rule == "cosine" else -distances
+        if self.rule == "cosine":
+            # Not as 1 - distance, whose rounding cosines near 0 do not survive.
+            return jnp.matmul(directions(z), directions(self.prototypes).T, precision="highest")
+        return -DISTANCES[self.rule](z[:, None], self.prototypes[None])
 
     def checked(self, embeddings: ArrayLike, name: str = "embeddings") -> Float[Array, "b d"]:
         """The embeddings as an array; raises unless they are finite and of the right size."""
-        found = _checks.vectors(name, embeddings)
-        if found.shape[1] != self.prototypes.shape[1]:
-            raise ValueError(
-                f"`{name}` must have the prototypes' size {self.prototypes.shape[1]}, "
-                f"got {found.shape}"
-            )
-        return found
+        return _checks.embeddings(name, embeddings, self.prototypes, "prototypes")
 
     def calibrated(self, embeddings: ArrayLike) -> "PrototypeHead":
         """The head with the T of `jc.attacks.adaptive.calibrated_temperature`.

@@ -274,6 +274,8 @@ def test_calibrated_temperature():
     lead = ranked[:, -1] - ranked[:, -2]
     assert np.quantile(lead, 0.95) == pytest.approx(np.log(36), rel=1e-4)
     assert adaptive.calibrated_temperature(jnp.zeros((4, 3))) == 1
+    with pytest.raises(ValueError, match=r"^`logits` must have the shape \[b, k\], k at least"):
+        adaptive.calibrated_temperature(jnp.zeros((4, 1)))
     assert adaptive.calibrated_temperature(jnp.full((4, 3), jnp.nan)) == 1
 
 

@@ -143,6 +143,20 @@ def test_guided_needs_a_climb(attack):
         Guided(PGD(Linf(0.1)), lambda x: x)
 
 
+def test_guided_by_outputs_that_are_no_logits_of_the_classes():
+    """Named and targeted losses would be constant for labels that are not there."""
+    model, y = linear(), labels(linear())
+    for attack in (APGD(Linf(0.1), losses.margin, 2), PGD(Linf(0.1), 2, loss=lambda h, y: h[:, 0])):
+        Guided(attack, linear(2, seed=3)).run(KEY, model, X, y)
+    for attack in (APGD(Linf(0.1), "margin", 2), MultiTargetedPGD(Linf(0.1), 2)):
+        with pytest.raises(ValueError, match=r"^`source` must return outputs \[b, 4, the classes"):
+            Guided(attack, linear(2, seed=3)).run(KEY, model, X, y)
+    deep = Partial(lambda one, x: x * one, jnp.float32(1))
+    attack = PGD(Linf(0.1), 2, loss=lambda h, y: h.sum(axis=(1, 2, 3)))
+    with pytest.raises(ValueError, match=r"^`source` must return outputs \[b, m\], got \(12, 4, 3"):
+        Guided(attack, deep).run(KEY, model, X, y)
+
+
 # Ensembles
 
 

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from sklearn.linear_model import LogisticRegression
 
 import jaxclus as jc
-from jaxclus.attacks import PGD
+from jaxclus.attacks import PGD, Temperature
 from jaxclus.clustr import ClusterClassifier
 from jaxclus.evaluation import ITEMS, adaptive_suite, robustness
 from jaxclus.evaluation._adaptive_suite import _parts
@@ -202,6 +202,12 @@ def test_parts_can_be_given():
     np.testing.assert_array_equal(longer.robust, known.robust)
     assert _parts(hidden, EMBED, head) == (EMBED, head)
     assert _parts(jc.Chain(EMBED, head), None, None) == (EMBED, head)
+    # Chains of chains, and temperatures around them.
+    nested = Temperature(Temperature(jc.Chain(EMBED, head), 2.0), 3.0)
+    assert _parts(nested, None, None) == (EMBED, head)
+    embed, found = _parts(jc.Chain(chained.parts[0], jc.Chain(EMBED, head)), None, None)
+    assert embed.parts == chained.parts[:2] and found is head
+    assert _parts(Temperature(hidden, 2.0), None, None) == (None, None)
 
 
 def test_what_lacks_inputs_is_not_run():
@@ -260,6 +266,62 @@ def test_bad_arguments(changes, error, message):
     for wrong in ({"head": CENTRES}, {"threat": 0.1}, {"data": POINTS}):
         with pytest.raises(TypeError, match=next(iter(wrong))):
             adaptive_suite(**given | wrong)
+
+
+TWO_CLASSES = Partial(lambda w, x: flat(1, x) @ w, jnp.ones((2, 2)))
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"head": PrototypeHead(CENTRES[:2])}, ValueError, "`head` must have the 3 classes"),
+        ({"embed": lambda x: x}, TypeError, "`embed` must be a callable pytree of arrays"),
+        ({"surrogates": {"net": len}}, TypeError, r"`surrogates\['net'\]` must be a callable"),
+        (
+            {"surrogates": {"two": TWO_CLASSES}},
+            ValueError,
+            r"`surrogates\['two'\]` must have the 3",
+        ),
+        ({"own_loss": lambda h, y: h.sum()}, ValueError, "`own_loss` must return one loss for"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_any_attack(changes, error, message):
+    """Under the argument's own name, whatever items are asked for."""
+    head = PrototypeHead(CENTRES, "l2")
+    data, _ = by_hand(head, 0.01)
+    with pytest.raises(error, match="^" + message):
+        adaptive_suite(KEY, jc.Chain(EMBED, head), data, BALL, items=("noise",), **changes)
+
+
+def test_another_own_loss_is_another_evaluation(tmp_path):
+    """Also where functions have the same name and differ in what they close over."""
+    head = PrototypeHead(CENTRES, "l2")
+    data, _ = by_hand(head, 0.06)
+    settings = {"items": ("own-loss",), "steps": 2, "restarts": 1, "devices": ONE}
+    settings |= {"directory": tmp_path, "progress": False}
+    model = jc.Chain(EMBED, head)
+
+    def run(sign):
+        own = lambda h, y: sign * prototype_loss(h, CENTRES[y], "l2")  # noqa: E731
+        return adaptive_suite(KEY, model, data, Linf(0.06), own, **settings).robust_accuracy
+
+    first = run(jnp.float32(1.0))
+    assert run(jnp.float32(1.0)) == first
+    with pytest.raises(ValueError, match="^`directory` must be empty or hold this evaluation"):
+        run(jnp.float32(-1.0))
+
+
+def test_a_ball_over_the_whole_box_has_no_masking_checks():
+    """All falls there, and nothing that was found is lost."""
+    head = PrototypeHead(CENTRES, "l2")
+    data, _ = by_hand(head, 0.01)
+    found = adaptive_suite(
+        KEY, jc.Chain(EMBED, head), data, Linf(1.0), items=("margin", "masking"), steps=10,
+        restarts=2, progress=False,
+    )  # fmt: skip
+    assert found.robust_accuracy == 0 < found.clean_accuracy
+    assert found.not_run["masking"] == "the ball covers the whole pixel box"
+    assert found.to_json()["seed"] == [0, 0]
 
 
 def test_the_linear_head_is_logistic_regression():

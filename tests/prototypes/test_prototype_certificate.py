@@ -93,9 +93,27 @@ def test_margins_hold_in_the_box(rule):
     for each in share:
         point = low + each * (high - low)
         np.testing.assert_array_equal(predicted(head, point)[holds], y[holds])
-    # No shorter than what moves to the nearest rival would need.
+    # The embeddings' own points are in the boxes.
     exact = np.asarray(certified_margin(head, H, H, H))
     assert (exact > 0).all() and (exact >= margin).all()
+
+
+def test_cosines_next_to_zero():
+    """Embeddings far outside the span of the prototypes: the leads are 1e-8 of their length."""
+    head = PrototypeHead(jnp.array([[0.0, 1, 0], [0, 0, 1]]), "cosine")
+    h = jnp.float32([[1e8, 2, 2.9], [1e6, 0.02, 0.029]])
+    assert (predicted(head, h) == 1).all()
+    radius = np.asarray(certified_radius(head, h, 1.0))
+    np.testing.assert_allclose(radius, np.array([0.9, 0.009]) / np.sqrt(2), rtol=1e-3)
+    back = h - jnp.float32([[0, 0, 1], [0, 0, 1]]) * 0.99 * radius[:, None]
+    assert (predicted(head, back) == 1).all()
+
+
+def test_linf_margins_are_near_the_truth_in_boxes_at_one_side():
+    head = PrototypeHead(jnp.array([[0.0, 0.0], [1.0, 0.0]]), "linf")
+    h = np.float32([[0.45, 0.0]])
+    found = certified_margin(head, h, np.float32([[0.0, 0.0]]), h)
+    np.testing.assert_allclose(found, 0.1, atol=1e-5)
 
 
 def test_prototypes_that_coincide_leave_nothing():
@@ -115,3 +133,6 @@ def test_bad_arguments():
         certified_margin(head, H, H[:, :4], H)
     with pytest.raises(ValueError, match="^`low` and `high` must have the embeddings' shape"):
         certified_margin(head, H, H[:3], H[:3])
+    for rule in RULES:
+        with pytest.raises(ValueError, match="^`low` must be at most `high`"):
+            certified_margin(PrototypeHead(jnp.asarray(P), rule), H, H + 0.9, H - 0.9)
