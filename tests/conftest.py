@@ -7,7 +7,13 @@ import pytest
 # with programs compiled elsewhere.
 UNOPTIMISED = {"attacks", "cli", "clustr", "evaluation", "linear", "models"}
 UNOPTIMISED |= {"test_objectives", "test_clustering_objectives", "test_kmeans", "test_compose"}
-UNOPTIMISED |= {"test_clustr_experiment", "test_readme", "test_benchmarks", "test_train_step"}
+UNOPTIMISED |= {
+    "test_clustr_experiment",
+    "test_prototypes_experiment",
+    "test_readme",
+    "test_benchmarks",
+    "test_train_step",
+}
 UNOPTIMISED |= {"test_fit", "test_experiments"}
 LONG = {"test_conformance", "test_ops", "test_packing"}
 
