@@ -11,6 +11,7 @@ import tyro
 
 import jaxclus as jc
 from experiments import (
+    prototype_generators,
     prototypes_evaluation,
     prototypes_summary,
     prototypes_trials,
@@ -138,3 +139,26 @@ def test_the_published_attack_image_by_image(monkeypatch):
             right.append((prototypes @ (x.ravel() @ weight)).argmax() == y)
         assert found[prototypes_evaluation.eps_name(eps)] == pytest.approx(np.mean(right))
     assert 0 < np.mean(right) < 1
+
+
+def test_generators_quick(tmp_path):
+    words = ["--quick", "--output", str(tmp_path)]
+    result = tyro.cli(prototype_generators.Experiment, args=words).run()
+    assert len(result["rows"]) == 2 * len(prototype_generators.SIZES)
+    table = (tmp_path / "prototype_generators-quick.md").read_text()
+    assert "\n| hadamard | 4 | 6 | 10 | 2 | 2 | 2.83 | 2 | 2 | 0 | 0 | 0 | 1 | 100 | 100 |" in table
+    assert "\n| simplex | 4 | 6 | 10 | 1.33 | " in table
+    assert " | 1.63 | 1 | 1 | -0.333 | -0.333 | -0.333 | 1 | 100 | 100 |" in table
+
+
+def test_generators_are_measured_as_defined():
+    found = prototype_generators.measured(jnp.array([[3.0, 0.0], [4.0, 0.0], [0.0, -2.0]]))
+    wanted = {
+        "min_linf": 1, "mean_linf": (1 + 3 + 4) / 3, "min_length": 2, "max_length": 4,
+        "min_cosine": 0, "mean_cosine": 1 / 3, "max_cosine": 1, "largest_entry": 4,
+    }  # fmt: skip
+    assert {name: pytest.approx(value) for name, value in wanted.items()} == {
+        name: found[name] for name in wanted
+    }
+    own = found["self_classified"]
+    assert own["inner_product"] == pytest.approx(2 / 3) and own["l2"] == 1
