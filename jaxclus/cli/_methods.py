@@ -11,10 +11,6 @@ Method = Literal[
     "clustr", "clustr_qtrades", "clustr_trades", "clustr_free",
     "prototypes", "prototypes_pgd", "prototypes_trades", "prototypes_learned",
 ]  # fmt: skip
-Generator = Literal[
-    "repulsive", "repulsive_mean", "uniform", "hyperspherical", "simplex", "hadamard"
-]
-Distance = Literal["linf", "linf_sum", "cosine", "cosine_squared", "l2"]
 
 #: Methods that leave the head of the network as it was.
 WITHOUT_OWN_HEAD = {
@@ -27,7 +23,7 @@ _CLUSTERS = {
     "clusters_per_class", "clusters_per_batch", "alpha", "nearest", "cross_entropy_weight",
     "num_init", "max_iter", "as_published",
 }  # fmt: skip
-_PROTOTYPES = {"generator", "distance", "rule", "scale", "as_published"}
+_PROTOTYPES = {"generator", "generator_steps", "distance", "rule", "scale", "as_published"}
 # The settings that each method reads.
 _SETTINGS: dict[str, set[str]] = {
     "standard": set(),

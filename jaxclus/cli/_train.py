@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from jaxclus import data, evaluation, models, runs, training, zoo
+from jaxclus import data, evaluation, models, prototypes, runs, training, zoo
 from jaxclus.cli import _methods
 from jaxclus.cli._arguments import Number
 from jaxclus.training import TrainingConfig, objectives
@@ -86,11 +86,13 @@ class Train:
     as_published: bool = False
     """ClusTR and prototypes: with the published code's mistakes, as far as the library can bring
     them back."""
-    generator: _methods.Generator | None = None
+    generator: prototypes.Generator | None = None
     """Prototypes: where they come from; default repulsive."""
-    distance: _methods.Distance | None = None
+    generator_steps: int | None = None
+    """Prototypes: steps of a generator that descends; default 100, of hyperspherical 10,000."""
+    distance: prototypes.TrainingDistance | None = None
     """Prototypes: what pulls embeddings to them; default linf."""
-    rule: Literal["inner_product", "cosine", "linf", "l2"] | None = None
+    rule: prototypes.Rule | None = None
     """Prototypes: how they classify; default inner_product, of learned ones l2."""
     scale: float | None = None
     """Prototypes: what they are multiplied with; default 1."""

@@ -12,6 +12,7 @@ from jaxclus.attacks import PGD, Attack
 from jaxclus.clustr._classifier import ClusterClassifier
 from jaxclus.clustr._clustr import ClusTR
 from jaxclus.clustr._state import Clusters
+from jaxclus.models._classifier import checked
 from jaxclus.threat import Linf, Threat
 from jaxclus.training.objectives import Outcome, TrainingModel
 from jaxclus.training.objectives._consistency import FromNearby, divergence
@@ -108,7 +109,7 @@ class QTRADES(_Consistent):
     ) -> jax.Array:
         if self.as_published:
             return x  # in the loss, where the network is in train mode
-        return self._one_step(keys, models.features(_network(model)), x, y, state)
+        return self._one_step(keys, models.features(checked("model", model)), x, y, state)
 
     def _one_step(
         self, keys: jax.Array, embed: Any, x: jax.Array, y: jax.Array, state: Clusters
@@ -173,7 +174,7 @@ class ClusTRTRADES(_Consistent):
     def perturb(
         self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array, state: Clusters
     ) -> jax.Array:
-        chain = compose.Chain(models.features(_network(model)), state.head.score_classifier)
+        chain = compose.Chain(models.features(checked("model", model)), state.head.score_classifier)
         clean = chain(x)
         return self._attack(lambda z, _: divergence(clean, z)).perturb(keys, chain, x, y)
 
@@ -181,9 +182,3 @@ class ClusTRTRADES(_Consistent):
 def soft_cross_entropy(target: jax.Array, logits: jax.Array) -> jax.Array:
     """H(t, softmax(z)) = -sum_c t_c log softmax(z)_c for each image [b]."""
     return -(target * jax.nn.log_softmax(logits)).sum(axis=-1)
-
-
-def _network(model: Classifier) -> models.Classifier:
-    if not isinstance(model, models.Classifier):
-        raise TypeError(f"`model` must be one that jc.models.create makes, got {type(model)}")
-    return model

@@ -77,7 +77,8 @@ class LipschitzResNet(Classifier):
 
     A dense layer ends it, and no average over the pixels, which would divide a change of few pixels
     by the root of their number. So it takes images of one size only. The head is an ordinary dense
-    layer: its own norm enters margins of logits, not distances of embeddings.
+    layer: its own norm enters margins of logits, not distances of embeddings. With `embedding_size`
+    (see `jc.models.create`) a rescaled dense layer without GroupSort follows, and the bound holds.
 
     Args:
         num_classes: k, the number of logits.

@@ -1,7 +1,7 @@
 """Classification of embeddings by class prototypes."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -12,7 +12,7 @@ from jaxclus._distances import DISTANCES, norm
 from jaxclus.attacks.adaptive import calibrated_temperature
 
 Rule = Literal["inner_product", "cosine", "linf", "l2"]
-RULES: tuple[Rule, ...] = ("inner_product", "cosine", "linf", "l2")
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 def directions(vectors: Float[Array, "n d"]) -> Float[Array, "n d"]:

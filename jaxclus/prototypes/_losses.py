@@ -1,6 +1,6 @@
 """Losses that pull embeddings to the prototypes of their classes."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ from jaxclus import _checks
 from jaxclus._distances import DISTANCES
 
 PrototypeDistance = Literal["linf", "cosine", "cosine_squared", "l2"]
-KNOWN: tuple[PrototypeDistance, ...] = ("linf", "cosine", "cosine_squared", "l2")
 
 
 def prototype_loss(
@@ -42,7 +41,7 @@ def prototype_loss(
     Softmax Cross-Entropy Loss for Adversarial Robustness", arXiv:1905.10626, for "l2".
     """
     z, p = _checks.vectors("embeddings", embeddings), _checks.vectors("targets", targets)
-    _checks.one_of("distance", distance, KNOWN)
+    _checks.one_of("distance", distance, get_args(PrototypeDistance))
     if z.shape != p.shape:
         raise ValueError(f"`targets` must have the embeddings' shape {z.shape}, got {p.shape}")
     if distance == "l2":

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,16 @@ from jaxclus.compose import Chain
 from jaxclus.models._classifier import checked
 from jaxclus.prototypes._generators import hadamard, hyperspherical, repulsive, simplex
 from jaxclus.prototypes._head import RULES, PrototypeHead, Rule
-from jaxclus.prototypes._losses import KNOWN, PrototypeDistance, prototype_loss, published_loss
+from jaxclus.prototypes._losses import PrototypeDistance, prototype_loss, published_loss
 from jaxclus.threat import Linf, Threat
 from jaxclus.training.objectives import Objective, Outcome, TrainingModel, embeddings
 from jaxclus.training.objectives._base import accuracy, num_classes
 from jaxclus.training.objectives._consistency import FromNearby, divergence
 
-GENERATORS = ("repulsive", "repulsive_mean", "uniform", "hyperspherical", "simplex", "hadamard")
+Generator = Literal[
+    "repulsive", "repulsive_mean", "uniform", "hyperspherical", "simplex", "hadamard"
+]
+TrainingDistance = Literal[PrototypeDistance, "linf_sum"]
 # How many training images the head's temperature is calibrated on.
 _CALIBRATED_ON = 1024
 
@@ -58,17 +61,15 @@ class PrototypeTraining(Objective):
     Networks (Mettes et al., arXiv:1901.10514).
     """
 
-    generator: Literal[
-        "repulsive", "repulsive_mean", "uniform", "hyperspherical", "simplex", "hadamard"
-    ] = "repulsive"
+    generator: Generator = "repulsive"
     generator_steps: int | None = None
-    distance: Literal["linf", "linf_sum", "cosine", "cosine_squared", "l2"] = "linf"
+    distance: TrainingDistance = "linf"
     rule: Rule = "inner_product"
     scale: float = 1.0
     as_published: bool = False
 
     def __post_init__(self) -> None:
-        _checks.one_of("generator", self.generator, GENERATORS)
+        _checks.one_of("generator", self.generator, get_args(Generator))
         if self.generator_steps is not None:
             _checks.at_least("generator_steps", self.generator_steps, 0)
             if self.generator in ("uniform", "simplex", "hadamard"):
@@ -76,7 +77,7 @@ class PrototypeTraining(Objective):
                     f"`generator_steps` must be None for {self.generator}, which takes none, got "
                     f"{self.generator_steps}"
                 )
-        _checks.one_of("distance", self.distance, (*KNOWN, "linf_sum"))
+        _checks.one_of("distance", self.distance, get_args(TrainingDistance))
         _checks.one_of("rule", self.rule, RULES)
         _checks.positive("scale", self.scale)
 

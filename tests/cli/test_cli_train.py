@@ -133,6 +133,10 @@ def test_train_knows_clustr(settings, wanted):
             {"method": "prototypes_trades", "eps": 0.1, "tradeoff": 2.0, "rule": "cosine"},
             prototypes.PrototypeTRADES(threat=BALL, beta=2.0, rule="cosine"),
         ),
+        (
+            {"method": "prototypes", "generator": "repulsive_mean", "generator_steps": 1000},
+            prototypes.PrototypeTraining("repulsive_mean", 1000),
+        ),
         ({"method": "prototypes_learned"}, prototypes.LearnedPrototypes()),
         (
             {"method": "prototypes_learned", "rule": "cosine"},

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxclus.prototypes import prototype_loss
-from jaxclus.prototypes._losses import KNOWN, published_loss
+from jaxclus.prototypes._losses import PrototypeDistance, published_loss
 
 RNG = np.random.default_rng(0)
 Z, P = RNG.standard_normal((2, 12, 5)).astype(np.float32)
@@ -22,7 +24,7 @@ def reference(name, z, p):
     }[name]()
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", get_args(PrototypeDistance))
 def test_losses_equal_the_specification(name):
     found = prototype_loss(Z, P, name)
     np.testing.assert_allclose(found, reference(name, Z, P), rtol=1e-5, atol=1e-6)
@@ -32,7 +34,7 @@ def test_losses_equal_the_specification(name):
     np.testing.assert_allclose(one_by_one, found, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", get_args(PrototypeDistance))
 def test_gradients_equal_finite_differences(name):
     slope, step = jax.grad(lambda z: prototype_loss(z, P, name).sum())(jnp.asarray(Z)), 1e-5
     for i in range(5):
@@ -47,7 +49,7 @@ def test_equal_entries_share_the_gradient_of_linf():
     np.testing.assert_array_equal(slope(jnp.array([2.0, -2.0, 1.0])), [0.5, -0.5, 0.0])
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", get_args(PrototypeDistance))
 def test_gradients_are_finite_at_zero_and_at_the_prototype(name):
     for z in (jnp.zeros((1, 5)), jnp.asarray(P[:1])):
         loss, slope = jax.value_and_grad(lambda z: prototype_loss(z, P[:1], name)[0])(z)

@@ -1,5 +1,7 @@
 """Training onto prototypes: losses, gradients and adversaries against NumPy, whole trainings."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +11,11 @@ from flax import nnx
 import jaxclus as jc
 from jaxclus.prototypes import (
     AdversarialPrototypes,
+    Generator,
     PrototypeHead,
     PrototypeTRADES,
     PrototypeTraining,
 )
-from jaxclus.prototypes._objectives import GENERATORS
 from jaxclus.training import TrainingConfig, fit
 from jaxclus.training.objectives import TrainingModel
 
@@ -163,7 +165,7 @@ def test_the_adversary_of_trades_raises_the_divergence():
     assert gaps[1] > 2 * gaps[0] > 0
 
 
-@pytest.mark.parametrize("generator", GENERATORS)
+@pytest.mark.parametrize("generator", get_args(Generator))
 def test_the_first_state_is_a_calibrated_head_of_the_generator(generator):
     steps = {} if generator in ("uniform", "simplex", "hadamard") else {"generator_steps": 30}
     objective = PrototypeTraining(generator, **steps, rule="cosine", scale=2.0)

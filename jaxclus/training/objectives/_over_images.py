@@ -41,7 +41,16 @@ def over_images(
 
 
 def embeddings(model: nnx.Module, images: jax.Array, *, train_mode: bool = False) -> jax.Array:
-    """h [n, d] of all images; in train mode by the statistics of batches of 256 for each device."""
+    """The embeddings h [n, d] of all images, in batches of 256 for each device.
+
+    Args:
+        model: a network with `features`, as `jc.models.create` makes it.
+        images: uint8 [n, h, w, c].
+        train_mode: whether BatchNorm takes the statistics of each batch, and not its running ones.
+
+    Raises:
+        TypeError: the model has no `features`.
+    """
     if not hasattr(model, "features"):
         raise TypeError(
             f"`model` must have `features`, as jc.models.create makes it, got {type(model)}"
