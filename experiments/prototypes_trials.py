@@ -23,18 +23,20 @@ class Setting:
     Attributes:
         model: architecture.
         arguments: of the architecture.
-        eps: Linf radius of training and of the suite, one of the published grid.
-        seeds: of weights, prototypes, order and attacks; a pilot has seen 0 to 5.
+        eps: Linf radius of training and of the suite, one of the grid.
+        seeds: of weights, prototypes, order and attacks; pilots have seen 0 to 5.
         num_images: the first so many train; None for all.
         epochs: of a training, times the trial's `epochs`.
         attack_steps: of PGD in adversarial training and TRADES.
-        first_image: where the attacked test images begin; a pilot has seen the first 1,000.
+        first_image: where the attacked test images begin; pilots have seen the first 1,000.
         test_images: how many are attacked.
+        few_images: how many of them without gradients, and by the other rules.
         batch_size: of training.
         embedding_size: d of the trials that do not say otherwise.
         steps: of the suite's PGD and APGD; published evaluations have 100 of their own.
         restarts: of the suite's attacks on own losses and margins.
-        short: whether the suite has no AutoAttack and no gradient-free attacks: a smoke test.
+        pictured: the seed whose embeddings are drawn.
+        short: whether a smoke test leaves the long attacks out.
     """
 
     model: str
@@ -45,11 +47,13 @@ class Setting:
     epochs: int = 8
     attack_steps: int = 7
     first_image: int = 1000
-    test_images: int = 200
+    test_images: int = 500
+    few_images: int = 100
     batch_size: int = 240
     embedding_size: int = 100
     steps: int = 50
     restarts: int = 5
+    pictured: int = 6
     short: bool = False
 
 
@@ -59,11 +63,12 @@ class Trial:
 
     Attributes:
         name: in tables.
-        method: standard, pgd, prototypes, prototypes_pgd, prototypes_trades or learned.
+        method: standard, pgd, trades, prototypes, prototypes_pgd, prototypes_trades or learned.
         settings: the objective's, where they are not the published ones.
         parts: of the experiment that have it.
         base: the trial that it differs from in one thing.
         embedding_size: d, where it is not the setting's.
+        epochs: multiple of the setting's epochs.
     """
 
     name: str
@@ -72,55 +77,66 @@ class Trial:
     parts: tuple[str, ...] = ("headline",)
     base: str | None = None
     embedding_size: int | None = None
-
-    @property
-    def epochs(self) -> int:
-        """How many times the setting's epochs it is trained: twice under an adversary."""
-        return 2 if self.method in ("pgd", "prototypes_pgd", "prototypes_trades") else 1
+    epochs: int = 1
 
 
 def trials(part: str) -> list[Trial]:
     """The networks of a part of the experiment.
 
     "published" is what the released runs trained: repulsive prototypes, the Linf distance, inner
-    products. "cosine" has prototypes, distance and rule that fit together.
+    products. "cosine" has prototypes, distance and rule that fit together. Under an adversary,
+    twice the epochs.
     """
-    both, ablations = ("headline", "ablations"), ("ablations",)
-
-    def varied(name: str, base: str = "cosine", size: int | None = None, **given: Any) -> Trial:
-        own = COSINE | given if base == "cosine" else given
-        return Trial(name, "prototypes", tuple(own.items()), ablations, base, size)
-
-    cosine = tuple(COSINE.items())
+    both = ("headline", "ablations")
     every = [
         Trial("standard", "standard", parts=both),
-        Trial("pgd", "pgd", parts=both),
+        Trial("pgd", "pgd", parts=both, epochs=2),
+        Trial("trades", "trades", epochs=2),
         Trial("published", "prototypes", parts=both),
-        Trial("cosine", "prototypes", cosine, both),
-        Trial("max-mahalanobis", "prototypes", tuple(MAX_MAHALANOBIS.items())),
+        Trial("cosine", "prototypes", COSINE, both),
+        Trial("max-mahalanobis", "prototypes", MAX_MAHALANOBIS),
         Trial("learned", "learned"),
-        Trial("published, pgd", "prototypes_pgd"),
-        Trial("cosine, pgd", "prototypes_pgd", cosine),
-        Trial("cosine, trades", "prototypes_trades", cosine),
-        varied("published, mean", "published", generator="repulsive_mean"),
-        varied("published, uniform", "published", generator="uniform"),
-        varied("published, linf_sum", "published", distance="linf_sum"),
-        varied("uniform", generator="uniform"),
-        varied("repulsive", generator="repulsive"),
-        varied("hyperspherical", generator="hyperspherical", generator_steps=2000),
-        varied("hadamard", generator="hadamard"),
-        varied("cosine_squared", distance="cosine_squared"),
-        varied("batch-axis cosine", as_published=True),
-        varied("d 9", size=9),
-        varied("d 10", size=10),
-        varied("d 50", size=50),
-        varied("d 500", size=500),
+        Trial("published, pgd", "prototypes_pgd", epochs=2),
+        Trial("cosine, pgd", "prototypes_pgd", COSINE, epochs=2),
+        Trial("cosine, trades", "prototypes_trades", COSINE, epochs=2),
+        _varied("published", "mean", generator="repulsive_mean"),
+        _varied("published", "uniform", generator="uniform"),
+        _varied("published", "simplex", generator="simplex"),
+        _varied("published", "scale 0.1", scale=0.1),
+        _varied("published", "trained by cosine", distance="cosine"),
+        _varied("published", "trained by l2", distance="l2"),
+        _varied("published", "d 9", size=9),
+        _varied("published", "d 10", size=10),
+        _varied("published", "d 50", size=50),
+        _varied("published", "d 500", size=500),
+        _varied("published", "4 times the epochs", epochs=4),
+        _varied("cosine", "uniform", generator="uniform"),
+        _varied("cosine", "repulsive", generator="repulsive"),
+        _varied("cosine", "hyperspherical", generator="hyperspherical"),
+        _varied("cosine", "hadamard", generator="hadamard"),
+        _varied("cosine", "trained by linf", distance="linf"),
+        _varied("cosine", "trained by l2", distance="l2"),
+        _varied("cosine", "trained by its square", distance="cosine_squared"),
+        _varied("cosine, repulsive", "batch axis", as_published=True),
+        _varied("cosine", "4 times the epochs", epochs=4),
     ]
     return [trial for trial in every if part in trial.parts]
 
 
-COSINE = {"generator": "simplex", "distance": "cosine", "rule": "cosine"}
-MAX_MAHALANOBIS = {"generator": "simplex", "distance": "l2", "rule": "l2", "scale": 10.0}
+COSINE = (("generator", "simplex"), ("distance", "cosine"), ("rule", "cosine"))
+MAX_MAHALANOBIS = (("generator", "simplex"), ("distance", "l2"), ("rule", "l2"), ("scale", 10.0))
+_BASES = {
+    "published": {},
+    "cosine": dict(COSINE),
+    "cosine, repulsive": dict(COSINE) | {"generator": "repulsive"},
+}
+
+
+def _varied(
+    base: str, what: str, size: int | None = None, epochs: int = 1, **changed: Any
+) -> Trial:
+    settings = tuple((_BASES[base] | changed).items())
+    return Trial(f"{base}, {what}", "prototypes", settings, ("ablations",), base, size, epochs)
 
 
 def objective(trial: Trial, setting: Setting) -> objectives.Objective:
@@ -130,6 +146,7 @@ def objective(trial: Trial, setting: Setting) -> objectives.Objective:
     return {
         "standard": lambda: objectives.Standard(),
         "pgd": lambda: objectives.Adversarial(jc.attacks.PGD(ball, steps=setting.attack_steps)),
+        "trades": lambda: objectives.TRADES(**adversary),
         "prototypes": lambda: PrototypeTraining(**given),
         "prototypes_pgd": lambda: AdversarialPrototypes(**given, **adversary),
         "prototypes_trades": lambda: PrototypeTRADES(**given, **adversary),
@@ -138,14 +155,11 @@ def objective(trial: Trial, setting: Setting) -> objectives.Objective:
 
 
 def config(trial: Trial, setting: Setting) -> TrainingConfig:
-    """How a network is trained: alike, but for the published SGD of softmax networks."""
-    common: dict[str, Any] = {
-        "epochs": trial.epochs * setting.epochs,
-        "batch_size": setting.batch_size,
-    }
-    if trial.method in ("standard", "pgd"):
-        return TrainingConfig(learning_rate=0.1, weight_decay=5e-4, schedule="cyclic", **common)
-    return TrainingConfig(optimizer="adamw", learning_rate=3e-3, weight_decay=0.0, **common)
+    """How a network is trained: all alike, but for the epochs."""
+    return TrainingConfig(
+        epochs=trial.epochs * setting.epochs, batch_size=setting.batch_size, optimizer="adamw",
+        learning_rate=3e-3, weight_decay=0.0,
+    )  # fmt: skip
 
 
 def trained(

@@ -5,7 +5,7 @@ import pytest
 
 # Directories and files whose time goes into compiling, but for files that run for long or compare
 # with programs compiled elsewhere.
-UNOPTIMISED = {"attacks", "cli", "clustr", "evaluation", "linear", "models"}
+UNOPTIMISED = {"attacks", "cli", "clustr", "evaluation", "linear", "models", "prototypes"}
 UNOPTIMISED |= {"test_objectives", "test_clustering_objectives", "test_kmeans", "test_compose"}
 UNOPTIMISED |= {
     "test_clustr_experiment",

@@ -17,7 +17,7 @@ from jaxclus.prototypes import (
     PrototypeTraining,
 )
 from jaxclus.training import TrainingConfig, fit
-from jaxclus.training.objectives import TrainingModel
+from jaxclus.training.objectives import AWP, TrainingModel
 
 ONE = jax.devices()[:1]
 BALL = jc.Linf(0.1)
@@ -231,6 +231,35 @@ def test_training_finds_the_prototypes_and_is_loaded_again(tmp_path):
 def test_variants_train(objective):
     losses = [line["loss"] for line in train(objective).history if "loss" in line]
     assert losses[-1] < losses[0]
+
+
+def test_training_goes_on_where_it_was_broken_off(tmp_path):
+    """Under a perturbation of the weights, averaged, in bfloat16, from the kept prototypes."""
+    trades = PrototypeTRADES("uniform", distance="l2", rule="l2", threat=BALL, steps=1)
+    settings = {"objective": AWP(trades), "ema_decay": 0.9, "precision": "bfloat16"}
+    whole, calls = train(directory=tmp_path / "whole", **settings), []
+    refresh = PrototypeTraining.refresh
+
+    def broken_off(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return refresh(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(PrototypeTraining, "refresh", broken_off)
+        train(directory=tmp_path / "broken", **settings)
+    again = train(directory=tmp_path / "broken", **settings)
+    for mine, theirs in zip(*map(jax.tree.leaves, (again.model, whole.model)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert jc.models.parts(again.model)[1].prototypes.dtype == jnp.float32
+
+
+def test_two_devices_do_as_one():
+    objective = AdversarialPrototypes("simplex", distance="cosine", rule="cosine", threat=BALL)
+    runs = [train(objective, devices=devices, epochs=1) for devices in (ONE, jax.devices()[:2])]
+    ours, theirs = (np.asarray(run.model(jc.data.to_float(HELD_OUT.images))) for run in runs)
+    np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.02 * np.abs(ours).max())
 
 
 def test_bad_arguments():
