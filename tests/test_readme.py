@@ -57,6 +57,7 @@ def test_every_command_it_names_exists():
         ("README.md", "*.md"),
         ("docs/clustering_effect.md", "clustering_effect-*.md"),
         ("docs/clustr.md", "clustr-*.md"),
+        ("docs/prototypes.md", "*prototype*.md"),
     ],
 )
 def test_figures_with_a_spread_stand_in_the_results(page, results):
