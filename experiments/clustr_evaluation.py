@@ -21,14 +21,20 @@ _BATCH = 250
 
 
 def evaluated(
-    trial: Trial, setting: Setting, seed: int, test: jc.data.Dataset, model: Any, directory: Path
+    trial: Trial,
+    setting: Setting,
+    seed: int,
+    test: jc.data.Dataset,
+    model: Any,
+    directory: Path,
+    headline: bool,
 ) -> dict[str, Any]:
-    """A network's accuracies by evaluation, and its certificates."""
+    """A network's accuracies by evaluation, and its certificates; of the headline at all radii."""
     key = jax.random.fold_in(jax.random.key(seed), 1)
     network, head = jc.models.parts(model)
     count = setting.lipschitz_images if trial.lipschitz else setting.test_images
     few = test.subset(setting.first_image + np.arange(count))
-    headline, own = "headline" in trial.parts, eps_name(setting.eps)
+    own = eps_name(setting.eps)
     grid = GRID if headline else (setting.eps,)
     row: dict[str, Any] = {"clean_accuracy": float(jc.evaluation.correct(model, test).mean())}
     ensembles = {}
@@ -62,7 +68,7 @@ def evaluated(
         worst = worst & results[setting.eps].robust[STEPS[-1]]
     row["worst"] = float(worst.mean())
     row["hidden"] = row[f"published_{STEPS[-1]}"][own] - row["worst"]
-    if trial.name == "qtrades":
+    if headline and trial.name == "qtrades":
         row["nearest"] = by_nearest(key, network, head, few, setting)
     proved = jc.evaluation.certify(model, test, threat=jc.L2(L2_GRID[0]))
     row |= {"lipschitz": proved.lipschitz, "median_radius": float(np.median(proved.radius))}
