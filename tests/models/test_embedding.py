@@ -67,6 +67,35 @@ def test_bounds_go_through_it(name):
         assert np.all(low <= moved) and np.all(moved <= high)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_fresh_head_stands_on_it(name):
+    model = create(name, embedding_size=7)
+    renewed = jc.models.with_new_head(model, 3, jax.random.key(2))
+    np.testing.assert_array_equal(renewed.features(X), model.features(X))
+    assert renewed(X).shape == (5, 3) and renewed.spec.num_classes == 3
+    assert dict(renewed.spec.arguments)["embedding_size"] == 7
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet8"])
+def test_it_is_part_of_the_linear_sub_network(name):
+    model = create(name, embedding_size=7)
+    weight, bias = jc.implicit_weight(jc.linearize(model), SHAPE)
+    without = jc.linearize(lambda x: model.body(model.normalize(x)))
+    h = without(X) @ model.embedding.kernel[...] + model.embedding.bias[...][None]
+    wanted = h @ model.head.kernel[...] + model.head.bias[...][None]
+    found = jnp.einsum("bhwc,khwc->bk", X, weight) + bias[None]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet8"])
+def test_in_bfloat16_embeddings_are_float32_and_near(name):
+    model, low = create(name, embedding_size=7), create(name, embedding_size=7, dtype="bfloat16")
+    h, h_low = model.features(X), low.features(X)
+    assert h_low.dtype == jnp.float32 == low.embedding.kernel[...].dtype
+    np.testing.assert_allclose(h_low, h, atol=0.05 * float(jnp.abs(h).max()))
+    assert np.any(h_low != h)
+
+
 def test_bad_sizes():
     with pytest.raises(ValueError, match="`embedding_size` must be at least 1, got 0"):
         create("cnn", embedding_size=0)

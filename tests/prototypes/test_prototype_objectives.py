@@ -165,6 +165,28 @@ def test_the_adversary_of_trades_raises_the_divergence():
     assert gaps[1] > 2 * gaps[0] > 0
 
 
+def test_the_adversaries_move_in_l2_balls():
+    away = RNG.standard_normal((2000, *X.shape))
+    away *= 0.2 / np.linalg.norm(away.reshape(2000, 12, -1), axis=2)[:, :, None, None, None]
+    random, h = np.clip(X + away, 0, 1), embed(X, WEIGHT)
+    clean = temperature_of(h)
+
+    def distances(x):
+        return ((embed(x, WEIGHT) - P[Y]) ** 2).sum(axis=1)
+
+    def divergences(x):
+        h_adv = embed(x, WEIGHT)
+        return np.array([divergence(h[[i]], h_adv[[i]], clean) for i in range(12)])
+
+    # The divergence has several maxima, of which the adversary climbs one.
+    trials = ((AdversarialPrototypes, distances, 1.0), (PrototypeTRADES, divergences, 0.9))
+    for kind, gain, share in trials:
+        x_adv = perturbed(kind(distance="l2", threat=jc.L2(0.2), steps=20))
+        norms = np.linalg.norm((x_adv - X).reshape(12, -1), axis=1)
+        assert norms.max() <= 0.2 + 1e-6 and 0 <= x_adv.min() and x_adv.max() <= 1
+        assert np.all(gain(x_adv) > np.quantile([gain(x) for x in random], share, axis=0))
+
+
 @pytest.mark.parametrize("generator", get_args(Generator))
 def test_the_first_state_is_a_calibrated_head_of_the_generator(generator):
     steps = {} if generator in ("uniform", "simplex", "hadamard") else {"generator_steps": 30}
