@@ -103,7 +103,10 @@ def images(name: str, value: Any) -> jax.Array:
 
 def vectors(name: str, value: Any, at_least: int = 1) -> jax.Array:
     """The finite floating-point vectors [n, d], `at_least` of them; raises for anything else."""
-    value = jnp.asarray(value)
+    try:
+        value = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be an array [n, d], got {type(value)}") from error
     if value.ndim != 2 or len(value) < at_least or not value.shape[1]:
         raise ValueError(
             f"`{name}` must have the shape [n, d], n at least {at_least}, got {value.shape}"

@@ -6,6 +6,15 @@ import jax
 import jax.numpy as jnp
 
 
+def directions(vectors: jax.Array) -> jax.Array:
+    """The vectors along the last axis divided by their L2 norms; themselves where they are 0."""
+    largest = jax.lax.stop_gradient(jnp.abs(vectors).max(axis=-1, keepdims=True))
+    # Of shares of the largest entry, as squares overflow and vanish. They keep the gradient.
+    shares = vectors / jnp.where(largest > 0, largest, 1.0)
+    length = norm(shares)[..., None]
+    return shares / jnp.where(length > 0, length, 1.0)
+
+
 def norm(values: jax.Array) -> jax.Array:
     """The L2 norm along the last axis, with gradient 0 at 0."""
     square = jnp.square(values).sum(axis=-1)
@@ -13,8 +22,7 @@ def norm(values: jax.Array) -> jax.Array:
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    lengths = norm(a) * norm(b)
-    return 1 - (a * b).sum(axis=-1) / jnp.where(lengths > 0, lengths, 1.0)
+    return 1 - (directions(a) * directions(b)).sum(axis=-1)
 
 
 def _l8(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax.extend.core import Literal
 
 _CALLS = frozenset(
@@ -13,6 +14,18 @@ _CALLS = frozenset(
 def opened(closed) -> tuple[Any, Sequence[Any]]:
     """The jaxpr and its constants; from jax 0.11 on both are one object."""
     return getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
+
+
+def constants(closed) -> list[Any]:
+    """The arrays and numbers that a program and all programs inside it hold."""
+    jaxpr, found = opened(closed)
+    found = list(found)
+    for eqn in jaxpr.eqns:
+        found += [atom.val for atom in eqn.invars if isinstance(atom, Literal)]
+        for inner in jax.tree.leaves(eqn.params):
+            if hasattr(opened(inner)[0], "eqns"):
+                found += constants(inner)
+    return found
 
 
 def variables(atoms) -> list[Any]:

@@ -105,11 +105,18 @@ def calibrated_temperature(logits: Float[Array, "b k"]) -> Float[Array, ""]:
     Args:
         logits: of images as they are to be classified, float32 [b, k], k at least 2.
 
+    Returns:
+        T, a scalar above 0.
+
     Raises:
-        ValueError: if the shape is another one.
+        TypeError, ValueError: if it is no array, or the shape is another one.
     """
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError(f"`logits` must have the shape [b, k], k at least 2, got {logits.shape}")
+    logits = jnp.asarray(_checks.array("logits", logits, "floats [b, k]"))
+    if logits.ndim != 2 or not len(logits) or logits.shape[1] < 2:
+        raise ValueError(
+            "`logits` must have the shape [b, k], b at least 1 and k at least 2, got "
+            f"{logits.shape}"
+        )
     best, second = jnp.moveaxis(jax.lax.top_k(logits, 2)[0], 1, 0)
     ratio = jnp.quantile(best - second, 0.95) / math.log(9 * (logits.shape[1] - 1))
     return jnp.where((ratio > 0) & jnp.isfinite(ratio), ratio, 1.0)

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from jaxclus._classifier import Classifier
 from jaxclus.attacks import (
     APGD,
@@ -22,6 +24,7 @@ from jaxclus.attacks._noise import RandomNoise
 from jaxclus.attacks.adaptive import DistanceLogits
 from jaxclus.clustr import ClusterClassifier
 from jaxclus.losses import Loss
+from jaxclus.prototypes import PrototypeHead
 from jaxclus.threat import Threat
 
 #: The items, in their order.
@@ -32,6 +35,12 @@ ATTACKS = (
 _DISTANCES = ("l2", "cosine", "l8")
 _NO_HEAD = "`head` is not given, and `model` does not end in one"
 _NO_EMBEDDING = "`embed` is not given, and `model` does not end in a prototype or cluster head"
+
+
+def centres(head: PrototypeHead | ClusterClassifier) -> jax.Array:
+    """What the head measures embeddings by [m, d]."""
+    return head.prototypes if isinstance(head, PrototypeHead) else head.centres
+
 
 # Attacks by name, and what is left out, with the reasons.
 _Planned = tuple[Mapping[str, SteppedAttack], dict[str, str]]
@@ -87,13 +96,11 @@ class Plan:
     def _prototypes(self) -> _Planned:
         if self.embed is None or self.head is None:
             return {}, {"prototypes": _NO_EMBEDDING if self.embed is None else _NO_HEAD}
-        clusters = isinstance(self.head, ClusterClassifier)
-        centres = self.head.centres if clusters else self.head.prototypes
-        classes = self.head.centre_classes if clusters else None
+        classes = getattr(self.head, "centre_classes", None)  # of prototypes one each
         return {
             f"{loss}, {rule}": Guided(
                 TargetedAPGD(self.threat, loss, self.steps),
-                DistanceLogits(self.embed, centres, rule, classes),
+                DistanceLogits(self.embed, centres(self.head), rule, classes),
             )
             for rule in _DISTANCES
             for loss in ("target", "difference")

@@ -12,13 +12,14 @@ from jax.tree_util import Partial
 
 from jaxclus import _checks, _classifier, compose, parallel, runs
 from jaxclus._classifier import Classifier
+from jaxclus._jaxpr import constants
 from jaxclus.attacks import Temperature
 from jaxclus.attacks.adaptive import calibrated_temperature, divided
 from jaxclus.clustr import ClusterClassifier
 from jaxclus.compose import Chain
 from jaxclus.data import Dataset, to_float
 from jaxclus.data._dataset import digest
-from jaxclus.evaluation._adaptive_plan import ATTACKS, Plan
+from jaxclus.evaluation._adaptive_plan import ATTACKS, Plan, centres
 from jaxclus.evaluation._masking import Masking, box_radius, masking
 from jaxclus.evaluation._predict import predict
 from jaxclus.evaluation._progress import hash_of
@@ -72,7 +73,8 @@ class AdaptiveSuite:
         """Share of images that stand after "own-loss" and not in the worst case.
 
         What an evaluation that attacks the defence's own loss takes for robustness, however hard it
-        tries. None if that item did not run.
+        tries: with many restarts of which every iterate is judged. A published evaluation that
+        tries less is off by more. None if that item did not run.
         """
         own = self.results.get("own-loss")
         return None if own is None else own.robust_accuracy - self.robust_accuracy
@@ -162,7 +164,8 @@ def adaptive_suite(
        a smooth Linf.
     5. "autoattack" (A4): standard AutoAttack on logits / T, T from
        `jc.attacks.adaptive.calibrated_temperature`.
-    6. "gradient-free" (A5): Square with 5,000 queries, and HopSkipJump in the threat's norm.
+    6. "gradient-free" (A5): Square with 5,000 queries, and HopSkipJump in the threat's norm, where
+       it is made for it (in another norm what it finds is rarely in the ball).
     7. "transfer" (A6): APGD and targeted APGD on a linear softmax head that is fitted on the
        embeddings of `data` with its labels, and on each surrogate.
     8. "masking": `jc.evaluation.masking` on logits / T, 100 images in one batch; not kept in
@@ -182,12 +185,16 @@ def adaptive_suite(
             its prototype or cluster head, whatever chains and temperatures are around it.
         head: the head that has the prototypes or centres; default: that of such a chain.
         surrogates: other classifiers of the same images, by name: pytrees of arrays.
-        items: names of `jc.evaluation.ITEMS`, those to run.
+        items: names of `jc.evaluation.ITEMS`, those to run; at least one other than "masking",
+            whose inputs are there.
         steps: of each round of PGD and APGD in items 2 to 4 and 7, at least 1.
         restarts: in items 2 and 3, at least 1.
         directory: where to keep each item, in a folder of its name, to go on from there (on a
             machine of the same kind: T and the linear head, computed anew, must be the same).
         microbatch, devices, progress: as for `jc.evaluation.robustness`.
+
+    Returns:
+        The verdicts of each item that ran, their worst case, and what did not run.
 
     Raises:
         TypeError, ValueError: if an argument does not fit.
@@ -199,7 +206,11 @@ def adaptive_suite(
     """
     _check(key, model, data, threat, items, steps, restarts)
     embed, head = _parts(model, embed, head)
-    surrogates = dict(surrogates or {})
+    surrogates = {} if surrogates is None else surrogates
+    if not isinstance(surrogates, Mapping):
+        raise TypeError(
+            f"`surrogates` must be a mapping of names to classifiers, got {type(surrogates)}"
+        )
     own_loss = _check_inputs(model, data, own_loss, embed, head, surrogates)
     mesh = parallel.mesh(devices)
     logits, _ = predict(key, model, data.images, mesh, microbatch=microbatch)
@@ -286,8 +297,17 @@ def _check_inputs(
     classes = _classifier.num_classes(model, image)
     if head is not None and head.num_classes != classes:
         raise ValueError(f"`head` must have the {classes} classes of the model, got {head}")
+    outputs = jax.eval_shape(model, image)
     if embed is not None:
         _check_source("embed", embed)
+        outputs = jax.eval_shape(embed, image)
+        size = None if head is None else centres(head).shape[1]
+        fits = isinstance(outputs, jax.ShapeDtypeStruct) and outputs.ndim == 2
+        if not fits or size not in (None, outputs.shape[1]):
+            raise ValueError(
+                f"`embed` must return embeddings [b, {'d' if size is None else size}], got "
+                f"{getattr(outputs, 'shape', type(outputs))} for one image"
+            )
     for name, net in surrogates.items():
         _check_source(f"surrogates[{name!r}]", net)
         if _classifier.num_classes(net, image) != classes:
@@ -296,13 +316,14 @@ def _check_inputs(
         return None
     if not callable(own_loss):
         raise TypeError(f"`own_loss` must be a callable (embeddings, y) -> [b], got {own_loss!r}")
-    outputs, y = (model if embed is None else embed)(image), jnp.asarray(data.labels[:1])
-    program = jax.make_jaxpr(own_loss)(outputs, y)
-    if [each.shape for each in program.out_avals] != [(1,)]:
+    program = jax.make_jaxpr(own_loss)(outputs, jnp.asarray(data.labels[:1]))
+    found = program.out_avals
+    if [each.shape for each in found] != [(1,)] or not jnp.issubdtype(found[0].dtype, jnp.floating):
         raise ValueError(
-            f"`own_loss` must return one loss for each image, [1] for one, got {program.out_avals}"
+            "`own_loss` must return one loss for each image, floating point [1] for one, got "
+            f"{found}"
         )
-    mark = hash_of(f"{program}{digest(*map(np.asarray, program.consts))}")[:8]
+    mark = hash_of(f"{program}{digest(*map(np.asarray, constants(program)))}")[:8]
 
     # Evaluations that are gone on with tell losses apart by their names.
     def named_loss(outputs: jax.Array, y: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ from jaxclus.prototypes._certificate import certified_margin, certified_radius
 from jaxclus.prototypes._generators import hadamard, hyperspherical, repulsive, simplex
 from jaxclus.prototypes._head import PrototypeHead, Rule
 from jaxclus.prototypes._learned import LearnedPrototypes
-from jaxclus.prototypes._losses import prototype_loss
+from jaxclus.prototypes._losses import PrototypeDistance, prototype_loss
 from jaxclus.prototypes._objectives import (
     AdversarialPrototypes,
     Generator,
@@ -21,6 +21,7 @@ __all__ = [
     "AdversarialPrototypes",
     "Generator",
     "LearnedPrototypes",
+    "PrototypeDistance",
     "PrototypeHead",
     "PrototypeTRADES",
     "PrototypeTraining",

@@ -6,7 +6,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxclus import _checks, _compile, _linear_head, clustr
-from jaxclus.prototypes._head import PrototypeHead, directions
+from jaxclus._distances import directions
+from jaxclus.prototypes._head import PrototypeHead
 
 # Of a distance in float32: what its rounding can be.
 _ROUNDING = 1e-6

@@ -12,6 +12,7 @@ import scipy.linalg
 from jaxtyping import Array, Float
 
 from jaxclus import _checks, _compile
+from jaxclus._distances import directions
 
 
 def repulsive(
@@ -118,7 +119,7 @@ def _spread(start: jax.Array, *, steps: int, as_published: bool) -> jax.Array:
 
     rate = optax.cosine_decay_schedule(0.1, max(steps, 1))
     sgd = optax.sgd(0.1) if as_published else optax.sgd(rate, momentum=0.9)
-    return _descended(largest_cosine, sgd, _normalised(start), steps, _normalised)
+    return _descended(largest_cosine, sgd, directions(start), steps, directions)
 
 
 def _descended(
@@ -181,6 +182,8 @@ def hadamard(num_classes: int, dim: int) -> Float[Array, "k d"]:
 
     Raises:
         ValueError, TypeError: a value is not as said.
+
+    Sylvester's construction (1867).
     """
     _check(num_classes, dim)
     size = 1 << (num_classes - 1).bit_length()
@@ -196,10 +199,6 @@ def hadamard(num_classes: int, dim: int) -> Float[Array, "k d"]:
 def _check(num_classes: int, dim: int) -> None:
     _checks.at_least("num_classes", num_classes, 2)
     _checks.at_least("dim", dim, 1)
-
-
-def _normalised(points: jax.Array) -> jax.Array:
-    return points / jnp.linalg.norm(points, axis=1, keepdims=True)
 
 
 def _padded(points: np.ndarray, dim: int) -> jax.Array:

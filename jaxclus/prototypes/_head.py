@@ -8,17 +8,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxclus import _checks, _pytree
-from jaxclus._distances import DISTANCES, norm
+from jaxclus._distances import DISTANCES, directions
 from jaxclus.attacks.adaptive import calibrated_temperature
 
+#: How a `PrototypeHead` classifies.
 Rule = Literal["inner_product", "cosine", "linf", "l2"]
 RULES: tuple[Rule, ...] = get_args(Rule)
-
-
-def directions(vectors: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """The vectors divided by their L2 norms, 0 where they are 0, with gradient 0 there."""
-    length = norm(vectors)[:, None]
-    return vectors / jnp.where(length > 0, length, 1)
 
 
 @_pytree.register
@@ -28,7 +23,8 @@ class PrototypeHead:
 
     - "inner_product": s_j = <z, p_j>, the published rule. Long prototypes are favoured, and z = p_y
       need not be classified as y;
-    - "cosine": s_j = <z, p_j> / (|z|_2 |p_j|_2), 0 at z = 0;
+    - "cosine": s_j = <z, p_j> / (|z|_2 |p_j|_2), 0 at z = 0, where its gradient is the direction
+      of p_j;
     - "linf": s_j = -max_i |z_i - p_ji|;
     - "l2": s_j = -|z - p_j|_2, with gradient 0 at z = p_j.
 
@@ -71,7 +67,7 @@ class PrototypeHead:
         return self.scores(embeddings) / self.temperature
 
     def scores(self, embeddings: ArrayLike) -> Float[Array, "b k"]:
-        """s [b, k], the logits at T = 1."""
+        """s [b, k], the logits at T = 1, of embeddings [b, d]."""
         z = self.checked(embeddings)
         if self.rule == "inner_product":
             return jnp.matmul(z, self.prototypes.T, precision="highest")
@@ -91,6 +87,9 @@ class PrototypeHead:
 
         Args:
             embeddings: of images as they are to be classified, float32 [b, d].
+
+        Returns:
+            The head with T; 1 where the scores tie.
         """
         temperature = calibrated_temperature(self.scores(embeddings))
         return dataclasses.replace(self, temperature=temperature)

@@ -9,9 +9,9 @@ from flax import nnx
 from jaxclus import _checks, _pytree, losses
 from jaxclus._distances import DISTANCES
 from jaxclus.prototypes._head import RULES, PrototypeHead, Rule
-from jaxclus.prototypes._objectives import some
+from jaxclus.prototypes._objectives import several_classes, some
 from jaxclus.training.objectives import Objective, Outcome, Seen, TrainingModel, embeddings
-from jaxclus.training.objectives._base import accuracy, num_classes
+from jaxclus.training.objectives._base import accuracy
 
 
 def attraction(h: jax.Array, y: jax.Array, own: jax.Array) -> jax.Array:
@@ -95,9 +95,7 @@ class LearnedPrototypes(Objective):
         labels: jax.Array,
         batch_size: int,
     ) -> Centres:
-        h, classes = embeddings(model, some(images)), num_classes(model, labels)
-        if classes < 2:
-            raise ValueError("`labels` must be of at least 2 classes, but all are of class 0")
+        h, classes = embeddings(model, some(images)), several_classes(model, labels)
         own, rivals = jax.random.normal(key, (2, classes, h.shape[1]))
         return Centres(PrototypeHead(own, self.rule or "l2").calibrated(h), rivals)
 
@@ -109,6 +107,8 @@ class LearnedPrototypes(Objective):
         labels: jax.Array,
         state: Centres,
     ) -> Centres:
+        if self.rule is None:  # nobody classifies by them
+            return state
         head = state.head.calibrated(embeddings(model, some(images)))
         return dataclasses.replace(state, head=head)
 

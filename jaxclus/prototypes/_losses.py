@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from jaxclus import _checks
 from jaxclus._distances import DISTANCES
 
+#: What `prototype_loss` measures.
 PrototypeDistance = Literal["linf", "cosine", "cosine_squared", "l2"]
 
 
@@ -20,7 +21,8 @@ def prototype_loss(
 
     - "linf": max_j |z_j - p_j|, the published loss. Its gradient is that of one entry alone (of
       several equal ones, each has its share);
-    - "cosine": 1 - <z, p> / (|z|_2 |p|_2), 1 where either is 0;
+    - "cosine": 1 - <z, p> / (|z|_2 |p|_2), 1 where either is 0; its gradient at z = 0 is minus the
+      direction of p;
     - "cosine_squared": the square of that;
     - "l2": |z - p|_2^2 / 2, for the centres of Max-Mahalanobis training.
 
@@ -30,7 +32,7 @@ def prototype_loss(
         distance: one of these names.
 
     Returns:
-        The losses [b], at least 0; cosines are up to 2, their squares up to 4.
+        The losses, float32 [b], at least 0; cosines are up to 2, their squares up to 4.
 
     Raises:
         ValueError, TypeError: a shape is another one, values are not finite, or the name is not
@@ -40,7 +42,10 @@ def prototype_loss(
     arXiv:2105.12427 (code; see `PrototypeTraining` for what differs); Pang et al., "Rethinking
     Softmax Cross-Entropy Loss for Adversarial Robustness", arXiv:1905.10626, for "l2".
     """
-    z, p = _checks.vectors("embeddings", embeddings), _checks.vectors("targets", targets)
+    z, p = (
+        _checks.vectors(name, value).astype(jnp.float32)
+        for name, value in (("embeddings", embeddings), ("targets", targets))
+    )
     _checks.one_of("distance", distance, get_args(PrototypeDistance))
     if z.shape != p.shape:
         raise ValueError(f"`targets` must have the embeddings' shape {z.shape}, got {p.shape}")

@@ -21,9 +21,11 @@ from jaxclus.training.objectives import Objective, Outcome, TrainingModel, embed
 from jaxclus.training.objectives._base import accuracy, num_classes
 from jaxclus.training.objectives._consistency import FromNearby, divergence
 
+#: Where the prototypes of `PrototypeTraining` come from.
 Generator = Literal[
     "repulsive", "repulsive_mean", "uniform", "hyperspherical", "simplex", "hadamard"
 ]
+#: What `PrototypeTraining` minimises.
 TrainingDistance = Literal[PrototypeDistance, "linf_sum"]
 # How many training images the head's temperature is calibrated on.
 _CALIBRATED_ON = 1024
@@ -53,7 +55,8 @@ class PrototypeTraining(Objective):
         scale: the prototypes are multiplied with it, above 0; Pang et al. have 10 for "simplex".
         as_published: with the published code's mistakes: cosines are those of the columns of the
             batch, f(x) and the prototypes both [b, d], instead of the rows, so that an image's loss
-            depends on the others; and Linf distances are those of f(x) + 1e-6.
+            depends on the others; and Linf distances are those of f(x) + 1e-6. Not with "l2",
+            which that code lacks.
 
     Serban, Poll and Visser, "Deep Repulsive Prototypes for Adversarial Robustness",
     arXiv:2105.12427, and its code. With "simplex", "l2" and a scale, Max-Mahalanobis training (Pang
@@ -78,6 +81,10 @@ class PrototypeTraining(Objective):
                     f"{self.generator_steps}"
                 )
         _checks.one_of("distance", self.distance, get_args(TrainingDistance))
+        if self.as_published and self.distance == "l2":
+            raise ValueError(
+                "`as_published` must be False for l2, which was not published, got True"
+            )
         _checks.one_of("rule", self.rule, RULES)
         _checks.positive("scale", self.scale)
 
@@ -96,9 +103,7 @@ class PrototypeTraining(Objective):
                 "entries: create it with `embedding_size`",
                 stacklevel=2,
             )
-        classes = num_classes(model, labels)
-        if classes < 2:
-            raise ValueError("`labels` must be of at least 2 classes, but all are of class 0")
+        classes = several_classes(model, labels)
         try:
             prototypes = self._generated(key, classes, h.shape[1])
         except ValueError as error:
@@ -206,20 +211,22 @@ class AdversarialPrototypes(PrototypeTraining):
 class PrototypeTRADES(AdversarialPrototypes):
     """TRADES with prototypes: mean_b D(f(x_b), p_{y_b}) + beta mean_b KL(q(x_b) || q(x'_b)).
 
-    q = softmax(s / T) with the head's scores s and the T of `PrototypeHead.calibrated` on the
-    batch, a constant of the gradient, so that q does not depend on the scale of the prototypes; D
-    does, and with it what a beta comes to. x' maximises the same divergence, in `steps` projected
-    steps from x + 0.001 N(0, 1) in eval mode. The logged accuracy is that on x'; also logged:
-    "natural_loss", "divergence".
+    (With "linf_sum" and "cosine_squared" both means are sums.) q = softmax(s / T) with the head's
+    scores s and the T of `PrototypeHead.calibrated` on the prototypes themselves, where the largest
+    probability is about 0.9, so that q does not depend on the scale of the prototypes; D does, and
+    with it what a beta comes to. x' maximises the same divergence, in `steps` projected steps from
+    x + 0.001 N(0, 1) in eval mode. The logged accuracy is that on x'; also logged: "natural_loss",
+    "divergence".
 
     Attributes:
-        beta: weight of the divergence, at least 0.
+        beta: weight of the divergence, at least 0. Not the 6 of TRADES: D is at most 2 with cosines
+            where a cross-entropy is some multiple of that.
 
     The others are those of `AdversarialPrototypes`. The consistency term is that of Zhang et al.,
     arXiv:1901.08573, equation 5.
     """
 
-    beta: float = 6.0
+    beta: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -228,10 +235,8 @@ class PrototypeTRADES(AdversarialPrototypes):
     def perturb(
         self, keys: jax.Array, model: Classifier, x: jax.Array, y: jax.Array, state: PrototypeHead
     ) -> jax.Array:
-        embed = models.features(checked("model", model))
-        h = embed(x)
-        head = state.calibrated(h)
-        clean = head(h)
+        embed, head = models.features(checked("model", model)), _at_the_prototypes(state)
+        clean = head(embed(x))
         attack = FromNearby(
             self.threat, self.steps, self.step_size, loss=lambda z, _: divergence(clean, z)
         )
@@ -248,11 +253,28 @@ class PrototypeTRADES(AdversarialPrototypes):
     ) -> Outcome:
         h, h_adv = model.features(x), model.features(x_adv)
         natural = self._pull(h, y, state).loss
-        head = state.calibrated(jax.lax.stop_gradient(h))
+        head = _at_the_prototypes(state)
         clean, attacked = head(h), head(h_adv)
         gap = self._reduced(divergence(clean, attacked))
         metrics = accuracy(attacked, y) | {"natural_loss": natural, "divergence": gap}
         return Outcome(natural + self.beta * gap, attacked, metrics)
+
+
+def _at_the_prototypes(head: PrototypeHead) -> PrototypeHead:
+    """The head calibrated on its prototypes.
+
+    Not on embeddings: early in training, where they hardly differ, that makes the divergence so
+    large that the network learns to ignore its input.
+    """
+    return head.calibrated(head.prototypes)
+
+
+def several_classes(model: nnx.Module, labels: jax.Array) -> int:
+    """k, which is at least 2; raises for fewer."""
+    classes = num_classes(model, labels)
+    if classes < 2:
+        raise ValueError(f"`labels` must be of at least 2 classes, got {classes}: all are 0")
+    return classes
 
 
 def some(images: jax.Array) -> jax.Array:

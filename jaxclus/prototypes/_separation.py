@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from scipy.spatial.distance import pdist
 
 from jaxclus import _checks
-from jaxclus.prototypes._head import RULES, PrototypeHead
+from jaxclus.prototypes._head import RULES, PrototypeHead, Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +38,18 @@ def separation(prototypes: ArrayLike) -> Separation:
     Args:
         prototypes: floating point [k, d], k at least 2, none of them zero.
 
+    Returns:
+        Least and mean distances of pairs, and shares by rule.
+
     Raises:
         ValueError, TypeError: the prototypes are not as said.
     """
     points = np.asarray(_checks.vectors("prototypes", prototypes, at_least=2), np.float64)
-    if not points.any(axis=1).all():
-        raise ValueError("`prototypes` must not be zero, as a zero vector has no angle")
+    zero = np.flatnonzero(~points.any(axis=1))
+    if len(zero):
+        raise ValueError(
+            f"`prototypes` must not be zero, as a zero vector has no angle, but number {zero[0]} is"
+        )
     linf, l2 = pdist(points, "chebyshev"), pdist(points, "euclidean")
     angles = np.arccos(np.clip(1 - pdist(points, "cosine"), -1, 1))
     return Separation(
@@ -57,7 +63,7 @@ def separation(prototypes: ArrayLike) -> Separation:
     )
 
 
-def _self_classified(prototypes, rule) -> float:
+def _self_classified(prototypes: ArrayLike, rule: Rule) -> float:
     scores = np.array(PrototypeHead(jnp.asarray(prototypes), rule)(prototypes))
     own = np.diagonal(scores).copy()
     np.fill_diagonal(scores, -np.inf)

@@ -123,7 +123,7 @@ def test_train_knows_clustr(settings, wanted):
                 "scale": 10.0,
                 "as_published": True,
             },
-            prototypes.PrototypeTraining("simplex", None, "l2", "l2", 10.0, True),
+            prototypes.PrototypeTraining("simplex", None, "cosine", "l2", 10.0, True),
         ),
         (
             {"method": "prototypes_pgd", "eps": 0.1, "attack_steps": 3, "step_size": 0.05},

@@ -263,7 +263,7 @@ def test_bad_arguments(changes, error, message):
     given = {"key": KEY, "model": jc.Chain(EMBED, head), "data": data, "threat": BALL}
     with pytest.raises(error, match="^" + message):
         adaptive_suite(**given | changes)
-    for wrong in ({"head": CENTRES}, {"threat": 0.1}, {"data": POINTS}):
+    for wrong in ({"head": CENTRES}, {"threat": 0.1}, {"data": POINTS}, {"surrogates": (1,)}):
         with pytest.raises(TypeError, match=next(iter(wrong))):
             adaptive_suite(**given | wrong)
 
@@ -283,6 +283,17 @@ TWO_CLASSES = Partial(lambda w, x: flat(1, x) @ w, jnp.ones((2, 2)))
             r"`surrogates\['two'\]` must have the 3",
         ),
         ({"own_loss": lambda h, y: h.sum()}, ValueError, "`own_loss` must return one loss for"),
+        ({"own_loss": lambda h, y: y}, ValueError, "`own_loss` must return .* floating point"),
+        (
+            {"embed": Partial(lambda one, x: x * one, jnp.float32(1))},
+            ValueError,
+            r"`embed` must return embeddings \[b, 2\], got \(1, 1, 2, 1\)",
+        ),
+        (
+            {"embed": Partial(lambda w, x: flat(1, x) @ w, jnp.ones((2, 6)))},
+            ValueError,
+            r"`embed` must return embeddings \[b, 2\], got \(1, 6\)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said_before_any_attack(changes, error, message):
@@ -293,7 +304,8 @@ def test_what_does_not_fit_is_said_before_any_attack(changes, error, message):
         adaptive_suite(KEY, jc.Chain(EMBED, head), data, BALL, items=("noise",), **changes)
 
 
-def test_another_own_loss_is_another_evaluation(tmp_path):
+@pytest.mark.parametrize("compiled", [lambda loss: loss, jax.jit, jax.checkpoint])
+def test_another_own_loss_is_another_evaluation(tmp_path, compiled):
     """Also where functions have the same name and differ in what they close over."""
     head = PrototypeHead(CENTRES, "l2")
     data, _ = by_hand(head, 0.06)
@@ -302,13 +314,32 @@ def test_another_own_loss_is_another_evaluation(tmp_path):
     model = jc.Chain(EMBED, head)
 
     def run(sign):
-        own = lambda h, y: sign * prototype_loss(h, CENTRES[y], "l2")  # noqa: E731
+        own = compiled(lambda h, y: sign * prototype_loss(h, CENTRES[y], "l2"))
         return adaptive_suite(KEY, model, data, Linf(0.06), own, **settings).robust_accuracy
 
     first = run(jnp.float32(1.0))
     assert run(jnp.float32(1.0)) == first
     with pytest.raises(ValueError, match="^`directory` must be empty or hold this evaluation"):
         run(jnp.float32(-1.0))
+
+
+def test_clusters_that_were_trained():
+    """ClusTR with its own loss, full-set and per image: less is left than it reports."""
+    net = jc.models.create("cnn", 10, (8, 8, 1), KEY, widths=(8,), hidden=16)
+    config = TrainingConfig(epochs=8, batch_size=80, optimizer="adamw", learning_rate=1e-2)
+    objective = jc.clustr.ClusTR(clusters_per_batch=10, nearest=5)
+    model = fit(KEY, net, TRAIN.take(600), objective, config, devices=ONE, progress=False).model
+    head = jc.models.parts(model)[1]
+    found = adaptive_suite(
+        KEY, model, TEST, BALL, lambda h, y: jc.losses.cross_entropy(head.scores(h), y),
+        items=("own-loss", "margin", "prototypes", "transfer"), steps=10, restarts=1,
+        devices=ONE, progress=False,
+    )  # fmt: skip
+    members = {name: [m.name for m in each.members] for name, each in found.results.items()}
+    assert members["own-loss"] == ["PGD", "APGD"] and len(members["prototypes"]) == 6
+    assert members["transfer"] == ["linear head, APGD", "linear head, targeted APGD"]
+    assert found.clean_accuracy > 0.8
+    assert found.masking_gap > 0 and found.robust_accuracy < found.clean_accuracy - 0.3
 
 
 def test_a_ball_over_the_whole_box_has_no_masking_checks():

@@ -115,6 +115,52 @@ def test_training_gathers_the_classes(rule, tmp_path):
     np.testing.assert_array_equal(again.model(x), run.model(x))
 
 
+def train(directory=None, devices=ONE, epochs=3):
+    net = jc.models.create("cnn", 10, (8, 8, 1), KEY, widths=(8,), hidden=16, embedding_size=20)
+    config = TrainingConfig(epochs=epochs, batch_size=96, optimizer="adamw", learning_rate=3e-3)
+    return fit(
+        KEY, net, DIGITS, LearnedPrototypes(0.01), config, validation=HELD_OUT,
+        directory=directory, devices=devices, progress=False,
+    )  # fmt: skip
+
+
+def test_training_goes_on_where_it_was_broken_off(tmp_path):
+    """From the prototypes as they were then."""
+    whole, calls, refresh = train(), [], LearnedPrototypes.refresh
+
+    def broken_off(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return refresh(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(LearnedPrototypes, "refresh", broken_off)
+        train(tmp_path)
+    again = train(tmp_path)
+    for mine, theirs in zip(*map(jax.tree.leaves, (again.model, whole.model)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_two_devices_do_as_one():
+    one, two = (train(devices=devices, epochs=1) for devices in (ONE, jax.devices()[:2]))
+    for mine, theirs in zip(*map(jax.tree.leaves, (one.model, two.model)), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=2e-3, atol=2e-3)
+
+
+def test_keys_decide_where_they_start():
+    net = jc.models.create("cnn", 4, (8, 8, 1), KEY, widths=(4,), embedding_size=5)
+    images, labels = jnp.zeros((4, 8, 8, 1), jnp.uint8), jnp.arange(4, dtype=jnp.int32)
+    first, again, other = (
+        LearnedPrototypes().init(jax.random.key(seed), net, images, labels, 2) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first.rivals, again.rivals)
+    own = first.head.prototypes
+    assert own.shape == first.rivals.shape == (4, 5)
+    for another in (other.head.prototypes, first.rivals):
+        assert np.abs(own - another).min() > 0
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -122,6 +168,7 @@ def test_training_gathers_the_classes(rule, tmp_path):
         ({"repulsion": -1.0}, "`repulsion` must be .*at least 0, got -1.0"),
         ({"attraction_rate": 0.0}, "`attraction_rate` must be .*above 0, got 0.0"),
         ({"repulsion_rate": 0.0}, "`repulsion_rate` must be .*above 0, got 0.0"),
+        ({"rule": "dot"}, "`rule` must be one of cosine, inner_product, l2, linf; got 'dot'"),
     ],
 )
 def test_bad_settings(changes, message):

@@ -93,9 +93,46 @@ def test_margins_hold_in_the_box(rule):
     for each in share:
         point = low + each * (high - low)
         np.testing.assert_array_equal(predicted(head, point)[holds], y[holds])
-    # The embeddings' own points are in the boxes.
-    exact = np.asarray(certified_margin(head, H, H, H))
-    assert (exact > 0).all() and (exact >= margin).all()
+    wanted = np.array([least_lead(rule, *each) for each in zip(y, low, high, strict=True)])
+    np.testing.assert_allclose(margin, wanted, rtol=1e-4, atol=5e-5)
+    assert (margin <= wanted).all()
+    lead = np.array([least_lead(rule, c, h, h) for c, h in zip(y, H, strict=True)])
+    np.testing.assert_allclose(certified_margin(head, H, H, H), lead, rtol=1e-4, atol=5e-5)
+    one_by_one = jax.jit(jax.vmap(lambda *of: certified_margin(head, *(v[None] for v in of))[0]))
+    np.testing.assert_allclose(one_by_one(H, low, high), margin, rtol=1e-4, atol=1e-5)
+
+
+def least_lead(rule, y, low, high):
+    """The least lead of class y at the box's corners, or for Linf its bound, in float64."""
+    p, low, high = np.float64(P), np.float64(low), np.float64(high)
+    if rule == "linf":
+        centre, reach = (low + high) / 2, (high - low) / 2
+        apart = np.abs(centre - p)
+        nearest = np.maximum(apart - reach, 0).max(axis=1)
+        return np.delete(nearest, y).min() - (apart[y] + reach).max()
+    if rule == "cosine":
+        p = p / np.linalg.norm(p, axis=1, keepdims=True)
+    corners = np.where(np.array(list(np.ndindex((2,) * 6)), bool), high, low)
+    if rule == "l2":
+        scores = -np.square(corners[:, None] - p).sum(axis=2) / 2
+    else:
+        scores = corners @ p.T
+    return (scores[:, [y]] - np.delete(scores, y, axis=1)).min()
+
+
+def test_linf_radii_are_at_least_those_of_half_the_distance_between_prototypes():
+    near = P[np.arange(40) % 5] + RNG.uniform(-0.3, 0.3, H.shape).astype(np.float32)
+    head = PrototypeHead(jnp.asarray(P), "linf")
+    y = predicted(head, near)
+    apart = np.abs(P[y][:, None] - P[None]).max(axis=2)
+    apart[np.arange(40), y] = np.inf
+    simple = (apart.min(axis=1) / 2 - np.abs(near - P[y]).max(axis=1)) / 2.5
+    assert (simple > 0).sum() > 30
+    assert (certified_radius(head, near, 2.5) >= simple - 1e-5).all()
+
+
+def test_nothing_is_proved_of_a_cosine_of_zero():
+    assert certified_radius(PrototypeHead(jnp.asarray(P), "cosine"), H[:1] * 0, 1.0) == 0
 
 
 def test_cosines_next_to_zero():

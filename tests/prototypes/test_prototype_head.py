@@ -53,6 +53,7 @@ def test_gradients_are_finite_at_zero_and_at_a_prototype(rule):
     assert np.isfinite(slope).all()
     if rule == "cosine":
         assert not head(z)[0].any()
+        np.testing.assert_allclose(slope[0], P[2] / np.linalg.norm(P[2]), rtol=1e-6)
     if rule == "l2":
         assert not slope[1].any()
     assert head(z)[1].argmax() == 2 or rule == "inner_product"
@@ -102,11 +103,26 @@ def test_separation_in_closed_form():
     assert found.self_classified == dict.fromkeys(RULES, 1.0)
     found = separation(np.array([[1.0, 0.0], [0.0, 3.0], [4.0, 3.0]], np.float32))
     assert (found.min_linf, found.mean_linf) == pytest.approx((3, 10 / 3))
-    assert found.min_l2 == pytest.approx(np.sqrt(10))
-    assert found.min_angle == pytest.approx(np.arccos(0.8))
+    l2 = np.sqrt([10, 18, 16])
+    assert (found.min_l2, found.mean_l2) == pytest.approx((l2.min(), l2.mean()))
+    angles = np.arccos([0, 0.8, 0.6])
+    assert (found.min_angle, found.mean_angle) == pytest.approx((angles.min(), angles.mean()))
     # <p_0, p_2> = 4 and <p_1, p_2> = 9 = <p_1, p_1>, a tie.
     assert found.self_classified["inner_product"] == pytest.approx(1 / 3)
     assert found.self_classified["cosine"] == 1
+    # Two that coincide are classified as neither.
+    found = separation(np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32))
+    assert found.self_classified == dict.fromkeys(RULES, pytest.approx(1 / 3))
+    assert found.min_linf == found.min_l2 == found.min_angle == 0
+
+
+def test_cosines_of_very_long_and_very_short_embeddings():
+    head = PrototypeHead(jnp.asarray(P), "cosine")
+    for scale in (1e-30, 1e-10, 1e10, 1e30):
+        np.testing.assert_allclose(head(np.float32(scale) * Z), head(Z), atol=1e-6)
+        slope = jax.grad(lambda z: head(z)[:, 0].sum())
+        longer = scale * slope(np.float32(scale) * Z)
+        np.testing.assert_allclose(longer, slope(jnp.asarray(Z)), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +132,10 @@ def test_separation_in_closed_form():
         (lambda: PrototypeHead(jnp.full((2, 3), jnp.nan)), ValueError, "`prototypes` must be fin"),
         (lambda: PrototypeHead(jnp.asarray(P), temperature=0.0), ValueError, "`temperature` must"),
         (lambda: PrototypeHead(jnp.asarray(P))(Z[:, :5]), ValueError, "size 6, got .30, 5."),
-        (lambda: separation(np.zeros((3, 2), np.float32)), ValueError, "`prototypes` must not be"),
+        (lambda: separation(np.float32([[1, 0], [0, 0]])), ValueError, "number 1 is"),
+        (lambda: separation(np.ones((1, 3), np.float32)), ValueError, "n at least 2, got .1, 3."),
+        (lambda: separation(np.eye(3, dtype=int)), TypeError, "`prototypes` must be floating po"),
+        (lambda: separation(np.full((2, 2), np.inf)), ValueError, "`prototypes` must be finite"),
         (lambda: separation(np.ones(3, np.float32)), ValueError, "`prototypes` must have the sh"),
     ],
 )

@@ -56,6 +56,20 @@ def test_gradients_are_finite_at_zero_and_at_the_prototype(name):
         assert np.isfinite(loss) and np.isfinite(slope).all()
 
 
+@pytest.mark.parametrize("name", get_args(PrototypeDistance))
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_losses_of_low_precision_are_float32(name, dtype):
+    z, p = jnp.asarray(100 * Z, dtype), jnp.asarray(100 * P, dtype)
+    found = prototype_loss(z, p, name)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, reference(name, z, p), rtol=1e-5)
+
+
+def test_the_gradient_of_cosines_at_zero_leads_to_the_prototype():
+    slope = jax.grad(lambda z: prototype_loss(z, P[:1], "cosine")[0])(jnp.zeros((1, 5)))
+    np.testing.assert_allclose(slope[0], -P[0] / np.linalg.norm(P[0]), rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["cosine", "cosine_squared"])
 def test_published_cosines_are_those_of_columns(name):
     found = published_loss(jnp.asarray(Z), jnp.asarray(P), name)

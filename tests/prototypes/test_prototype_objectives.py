@@ -54,6 +54,7 @@ REFERENCES = {
     ("linf", False): lambda h, p: np.abs(h - p).max(axis=1).mean(),
     ("linf_sum", False): lambda h, p: np.abs(h - p).max(axis=1).sum(),
     ("linf", True): lambda h, p: np.abs(h - p + 1e-6).max(axis=1).mean(),
+    ("linf_sum", True): lambda h, p: np.abs(h - p + 1e-6).max(axis=1).sum(),
     ("cosine", False): lambda h, p: cosine_distances(h, p).mean(),
     ("cosine_squared", False): lambda h, p: (cosine_distances(h, p) ** 2).sum(),
     ("cosine", True): lambda h, p: cosine_distances(h.T, p.T).mean(),
@@ -62,14 +63,15 @@ REFERENCES = {
 }
 
 
-def temperature_of(h):
-    ranked = np.sort(h @ P.T.astype(np.float64), axis=1)
+def temperature():
+    """At the prototypes the inner products lead so that the largest probability is 0.9."""
+    ranked = np.sort(P @ P.T.astype(np.float64), axis=1)
     return np.quantile(ranked[:, -1] - ranked[:, -2], 0.95) / np.log(27)
 
 
-def divergence(h, h_adv, temperature):
+def divergence(h, h_adv):
     def log_softmax(h):
-        z = h @ P.T.astype(np.float64) / temperature
+        z = h @ P.T.astype(np.float64) / temperature()
         return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
     clean, attacked = log_softmax(h), log_softmax(h_adv)
@@ -111,18 +113,24 @@ def test_the_loss_is_that_of_the_specification(distance, as_published):
     assert found.metrics["accuracy"] == pytest.approx((scores.argmax(axis=1) == Y).mean())
 
 
-def test_trades_adds_the_divergence_at_the_batch_temperature():
-    found, gradient = loss_and_gradient(PrototypeTRADES(distance="l2", beta=3.0))
-    natural, temperature = REFERENCES["l2", False], temperature_of(embed(X, WEIGHT))
+@pytest.mark.parametrize(
+    "distance, as_published",
+    [("l2", False), ("linf_sum", False), ("cosine_squared", False), ("cosine", True)],
+)
+def test_trades_adds_the_divergence(distance, as_published):
+    objective = PrototypeTRADES(distance=distance, as_published=as_published, beta=3.0)
+    found, gradient = loss_and_gradient(objective)
+    natural = REFERENCES[distance, as_published]
+    count = len(X) if distance in ("linf_sum", "cosine_squared") else 1  # sums for means
 
-    def reference(weight):  # the temperature is a constant of the gradient
+    def reference(weight):
         h, h_adv = embed(X, weight), embed(X_ADV, weight)
-        return natural(h, P[Y]) + 3 * divergence(h, h_adv, temperature)
+        return natural(h, P[Y]) + 3 * count * divergence(h, h_adv)
 
     assert found.loss == pytest.approx(reference(WEIGHT), rel=1e-4)
     assert_gradient(gradient, reference)
     assert found.metrics["natural_loss"] == pytest.approx(natural(embed(X, WEIGHT), P[Y]), rel=1e-4)
-    scores = embed(X_ADV, WEIGHT) @ P.T / temperature
+    scores = embed(X_ADV, WEIGHT) @ P.T / temperature()
     np.testing.assert_allclose(found.logits, scores, rtol=1e-3, atol=1e-4)
 
 
@@ -161,7 +169,7 @@ def test_the_adversary_of_trades_raises_the_divergence():
     x_adv = perturbed(PrototypeTRADES(threat=BALL, steps=5))
     assert np.abs(x_adv - X).max() <= 0.1 + 1e-6
     h = embed(X, WEIGHT)
-    gaps = [divergence(h, embed(moved, WEIGHT), temperature_of(h)) for moved in (X_ADV, x_adv)]
+    gaps = [divergence(h, embed(moved, WEIGHT)) for moved in (X_ADV, x_adv)]
     assert gaps[1] > 2 * gaps[0] > 0
 
 
@@ -169,14 +177,13 @@ def test_the_adversaries_move_in_l2_balls():
     away = RNG.standard_normal((2000, *X.shape))
     away *= 0.2 / np.linalg.norm(away.reshape(2000, 12, -1), axis=2)[:, :, None, None, None]
     random, h = np.clip(X + away, 0, 1), embed(X, WEIGHT)
-    clean = temperature_of(h)
 
     def distances(x):
         return ((embed(x, WEIGHT) - P[Y]) ** 2).sum(axis=1)
 
     def divergences(x):
         h_adv = embed(x, WEIGHT)
-        return np.array([divergence(h[[i]], h_adv[[i]], clean) for i in range(12)])
+        return np.array([divergence(h[[i]], h_adv[[i]]) for i in range(12)])
 
     # The divergence has several maxima, of which the adversary climbs one.
     trials = ((AdversarialPrototypes, distances, 1.0), (PrototypeTRADES, divergences, 0.9))
@@ -255,6 +262,50 @@ def test_variants_train(objective):
     assert losses[-1] < losses[0]
 
 
+def test_the_published_training_learns():
+    run = train(PrototypeTraining(), epochs=30, learning_rate=1e-2)
+    assert jc.evaluation.correct(run.model, HELD_OUT).mean() > 0.5
+
+
+def test_adversaries_in_training_buy_robustness():
+    """Beside as much training without; under a targeted attack on the head's logits."""
+    given = {"generator": "simplex", "distance": "cosine", "rule": "cosine"}
+    adversary = {"threat": BALL, "steps": 4}
+    attack = jc.attacks.TargetedAPGD(BALL, "difference", 10)
+    plain, adversarial, trades = (
+        jc.evaluation.robustness(
+            KEY, train(objective, epochs=20).model, attack, HELD_OUT, devices=ONE, progress=False
+        ).robust_accuracy
+        for objective in (
+            PrototypeTraining(**given),
+            AdversarialPrototypes(**given, **adversary),
+            PrototypeTRADES(**given, **adversary),
+        )
+    )
+    assert min(adversarial, trades) > plain + 0.1
+
+
+def test_certificates_of_a_lipschitz_network_trained_onto_prototypes():
+    """Between what is proved and what an attack leaves lies the truth; both say something."""
+    start = jc.models.create(
+        "lipschitz_resnet8", 10, (8, 8, 1), KEY, width=4, blocks=(1, 1), embedding_size=20
+    )
+    objective = PrototypeTraining("simplex", distance="l2", rule="l2", scale=2.0)
+    config = TrainingConfig(epochs=30, batch_size=96, optimizer="adamw", learning_rate=1e-2)
+    run = fit(KEY, start, DIGITS, objective, config, devices=ONE, progress=False)
+    ball = jc.L2(0.2)
+    proved = jc.evaluation.certify(run.model, HELD_OUT, ball)
+    attack = jc.attacks.TargetedAPGD(ball, "difference", 10)
+    broken = jc.evaluation.robustness(KEY, run.model, attack, HELD_OUT, devices=ONE, progress=False)
+    found = jc.evaluation.bracket(proved, broken)
+    assert 0.3 < found.certified_accuracy <= found.robust_accuracy <= found.clean_accuracy
+    assert proved.lipschitz <= 1 + 1e-5
+    network, head = jc.models.parts(run.model)
+    h = network.features(jc.data.to_float(HELD_OUT.images))
+    radius = jc.prototypes.certified_radius(head, h, proved.lipschitz)
+    np.testing.assert_allclose(proved.radius[broken.clean], radius[broken.clean], rtol=1e-4)
+
+
 def test_training_goes_on_where_it_was_broken_off(tmp_path):
     """Under a perturbation of the weights, averaged, in bfloat16, from the kept prototypes."""
     trades = PrototypeTRADES("uniform", distance="l2", rule="l2", threat=BALL, steps=1)
@@ -289,6 +340,14 @@ def test_bad_arguments():
         PrototypeTraining(generator_steps=-1)
     with pytest.raises(ValueError, match="`generator_steps` must be None for simplex, .* got 5"):
         PrototypeTraining("simplex", generator_steps=5)
+    for kind in (PrototypeTraining, PrototypeTRADES):
+        with pytest.raises(ValueError, match="`as_published` must be False for l2"):
+            kind(distance="l2", as_published=True)
+    with pytest.raises(ValueError, match="`labels` must be of at least 2 classes, got 1"):
+        net = jc.models.create("cnn", 4, (8, 8, 1), KEY, widths=(4,), embedding_size=5)
+        net.head = None
+        images = jnp.zeros((4, 8, 8, 1), jnp.uint8)
+        PrototypeTraining().init(KEY, net, images, jnp.zeros(4, jnp.int32), 2)
     with pytest.raises(ValueError, match="`scale` must be a finite number above 0, got 0"):
         PrototypeTraining(scale=0.0)
     with pytest.raises(ValueError, match="`steps` must be at least 1, got 0"):
