@@ -69,6 +69,8 @@ def evaluated(
     row["suite"] = {name: found.robust_accuracy for name, found in suite.results.items()}
     row["not_run"] = dict(suite.not_run)
     row["temperature"] = suite.temperature * (1 if head is None else float(head.temperature))
+    row["masking_gap"] = suite.masking_gap
+    row["gradient_free_alone"] = suite.gradient_free_alone
     if suite.masking is not None:
         row["findings"] = [finding.name for finding in suite.masking.findings]
         row["masking"] = dict(suite.masking.figures)
@@ -90,7 +92,10 @@ def evaluated(
 
 
 def own_loss(trial: Trial, head: PrototypeHead | None) -> Callable[..., jax.Array]:
-    """What the network was trained by, of its embeddings, or of its logits."""
+    """What an image's embedding was pulled by, or the cross-entropy of its logits.
+
+    Of TRADES without the divergence, and of cosines along the batch the image's own.
+    """
     if head is None:
         return jc.losses.cross_entropy
     distance, prototypes = _distance(trial), head.prototypes
@@ -110,7 +115,7 @@ def own_source(trial: Trial, model: Any) -> Any:
 
 
 def _distance(trial: Trial) -> Any:
-    return dict(trial.settings).get("distance", "l2" if trial.method == "learned" else "linf")
+    return dict(trial.settings).get("distance", "linf")
 
 
 def _own_distance(negative: jax.Array, y: jax.Array) -> jax.Array:

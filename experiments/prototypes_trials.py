@@ -84,8 +84,12 @@ def trials(part: str) -> list[Trial]:
     """The networks of a part of the experiment.
 
     "published" is what the released runs trained: repulsive prototypes, the Linf distance, inner
-    products. "cosine" has prototypes, distance and rule that fit together. Under an adversary,
-    twice the epochs.
+    products. "cosine" has prototypes, distance and rule that fit together. "learned" classifies by
+    its own dense head, as published. Under an adversary, twice the epochs.
+
+    Not among the factors: Linf distances summed over the batch, which under Adam is the same
+    training; around "published" the generators that give nearly the simplex (hyperspherical) or
+    prototypes as far apart as uniform ones (Hadamard).
     """
     both = ("headline", "ablations")
     every = [
@@ -95,7 +99,7 @@ def trials(part: str) -> list[Trial]:
         Trial("published", "prototypes", parts=both),
         Trial("cosine", "prototypes", COSINE, both),
         Trial("max-mahalanobis", "prototypes", MAX_MAHALANOBIS),
-        Trial("learned", "learned"),
+        Trial("learned", "learned", (("rule", None),)),
         Trial("published, pgd", "prototypes_pgd", epochs=2),
         Trial("cosine, pgd", "prototypes_pgd", COSINE, epochs=2),
         Trial("cosine, trades", "prototypes_trades", COSINE, epochs=2),

@@ -41,6 +41,7 @@ def test_prototypes_quick(tmp_path, capsys):
     assert list(row["published_20"]) == ["8/255"]
     assert row["worst"] == row["common"]  # there are no further items in short
     assert row["common"] <= min(row["targeted"]["8/255"], *row["suite"].values())
+    assert 0 <= row["masking_gap"] <= row["suite"]["own-loss"]
     assert row["hidden"] == pytest.approx(row["published"]["8/255"] - row["worst"])
     assert set(row["suite"]) == {"own-loss", "margin"}
     assert row["epochs"] == 2 and row["step"] == 2 * (480 // 120)
@@ -69,9 +70,10 @@ def made_up(trial, seed, part):
     row["published_20"] = {"24/255": reported}
     row["published_margin"] = row["targeted"] = dict.fromkeys(grid, common)
     items = prototypes_evaluation.HEADLINE if part == "headline" else prototypes_evaluation.COMMON
+    row |= {"hidden": reported - row["worst"], "masking_gap": 0.04}
     row["suite"] = dict.fromkeys([name for name in items if name != "masking"], common)
     row["temperature"] = 12.345
-    if trial.method.startswith(("prototypes", "learned")):
+    if trial.method.startswith("prototypes"):
         kinds = [f"{of}_{by}" for of in ("min", "mean") for by in ("linf", "l2", "angle")]
         row["separation"] = dict.fromkeys(kinds, np.pi / 2)
         row["separation"]["self_classified"] = {"inner_product": 1.0}
@@ -81,6 +83,7 @@ def made_up(trial, seed, part):
         row["without_gradients"] = {"Square": 0.5, "from pgd": 0.6}
         row |= {"white_box": 0.4, "without_gradients_alone": 0.01, "hop_skip_jump_l2": 1.5}
         row["findings"] = ["saturating head"] * (seed > 1)
+        row["masking"] = {"zero gradient": 0.03}
         if seed == 0:
             points = np.random.default_rng(0).normal(size=(4, 2)).tolist()
             row["picture"] = {"labels": [0, 1, 2, 3], "before": points, "after": points}
@@ -106,13 +109,13 @@ def test_prototypes_claims_and_tables(part):
     table = prototypes_summary.table(result)
     for trial in planned:
         assert f"\n| {trial.name} | 8 (664) | 95.0 ± 0.0 | 80.0 ± 0.0 | 90.0 ± 0.0 | " in table
-    assert "| 60.5 ± 0.4 | 10.5 ± 0.4 | 10.5 ± 0.4 | 9.5 ± 0.4 |\n" in table
+    assert "| 60.5 ± 0.4 | 10.5 ± 0.4 | 10.5 ± 0.4 | 9.5 ± 0.4 | 51.0 ± 0.0 |\n" in table
     assert "| published | 1.57 | 1.57 | 1.57 | 1.57 | 90.0 | 90.0 | 100.0 ± 0.0 |" in table
     assert f"| published |{' 70.0 ± 0.0 | 40.0 ± 0.0 |' * 4}\n" in table
-    assert "| 85.0 ± 0.0 | 25.0 ± 0.0 | 12.3 |\n" in table
+    assert "| 4.0 ± 0.0 | 85.0 ± 0.0 | 25.0 ± 0.0 | 12.3 |\n" in table
     over = "published: as published 60.5 ± 0.4 % (over 50 % in 6 of 6 seeds), common attacks 10.5"
     headline = [
-        over, "| pgd, on margins | ", "| published | saturating head (4) |",
+        over, "| pgd, on margins | ", "| published | 3.0 ± 0.0 | saturating head (4) |",
         "| published | 50.0 ± 0.0 | 60.0 ± 0.0 | 40.0 ± 0.0 | 1.0 ± 0.0 | 1.50 ± 0.00 |",
     ]  # fmt: skip
     assert [each in table for each in headline] == [part == "headline"] * len(headline)

@@ -43,6 +43,30 @@ def test_the_example_about_clustr_runs(capsys):
     assert names["head"].scores(names["h"]).shape == (40, 10)
 
 
+def test_the_examples_about_prototypes_run(capsys, tmp_path, monkeypatch):
+    example = (ROOT / "docs/prototypes.md").read_text().split("```python\n")[1].split("```")[0]
+    for whole, part in (
+        ("epochs=20", "epochs=1"),
+        ("steps=20", "steps=2"),
+        ("take(60)", "take(6)"),
+    ):
+        assert example.count(whole) == 1
+        example = example.replace(whole, part)
+    names = {}
+    exec(example, names)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("Separation(min_linf=") and printed[1].startswith("{'noise': ")
+    assert not names["suite"].not_run.keys() & jc.evaluation.ITEMS
+
+    suite = README.split("```python\n")[3].split("```")[0]
+    assert "adaptive_suite" in suite
+    monkeypatch.chdir(tmp_path)
+    names |= {"jc": jc, "test": names["test"].take(6), "key": names["jax"].random.key(0)}
+    exec(suite.replace('directory="suite"', 'directory="suite", items=["margin"]'), names)
+    assert (tmp_path / "suite" / "margin" / "evaluation.json").exists()
+    assert 0 <= float(capsys.readouterr().out.split()[0]) <= 1
+
+
 def test_every_command_it_names_exists():
     from jaxclus.cli import _main
 
