@@ -249,11 +249,12 @@ def _grid_lines(rows: Sequence[Row]) -> Iterable[str]:
 
 def _masking_lines(rows: Sequence[Row]) -> Iterable[str]:
     yield (
-        "Masking checks of the logits / T: the share of images without any gradient, in %, and in "
-        "how many seeds which checks found something:"
+        "Masking checks of the logits / T on up to 100 images: zero gradient, the share whose "
+        "gradient of the cross-entropy or the DLR loss is 0 at a random start, and in how many "
+        "seeds which checks found something:"
     )
     yield ""
-    yield "| network | no gradient % | findings |"
+    yield "| network | zero gradient % | findings |"
     yield "|---|---|---|"
     for name, own in _by_trial(rows):
         found = [finding for row in own for finding in row.get("findings", [])]

@@ -11,9 +11,9 @@ CIFAR-10 under attack without adversarial training, competitively with it, and t
 radii. Beside what the released runs trained (repulsive prototypes, Linf distance, inner products):
 prototypes, distance and rule that fit together (simplex, cosine), Max-Mahalanobis centres, learned
 prototypes (prototype conformity, here from the start and not after a training with cross-entropy),
-prototypes under PGD and by TRADES, softmax networks trained plainly, by PGD and by TRADES. All are
-trained alike (Adam), with twice the epochs under an adversary, from weights of the same key for
-each seed. Evaluations:
+prototypes under PGD and by TRADES (beta 1), softmax networks trained plainly, by PGD and by TRADES
+(beta 6). All are trained alike (Adam), with twice the epochs under an adversary, from weights of
+the same key for each seed. Evaluations:
 
 - published: PGD-100 (steps of 2/255) on the network's own loss, one run from a random start, its
   last iterate, eps 2 to 32/255, and PGD-20;

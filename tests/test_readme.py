@@ -46,9 +46,9 @@ def test_the_example_about_clustr_runs(capsys):
 def test_the_examples_about_prototypes_run(capsys, tmp_path, monkeypatch):
     example = (ROOT / "docs/prototypes.md").read_text().split("```python\n")[1].split("```")[0]
     for whole, part in (
-        ("epochs=20", "epochs=1"),
+        ("epochs=20", "epochs=5"),
         ("steps=20", "steps=2"),
-        ("take(60)", "take(6)"),
+        ("take(60)", "take(8)"),
     ):
         assert example.count(whole) == 1
         example = example.replace(whole, part)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Literal
 
 _CALLS = frozenset(
@@ -16,16 +18,21 @@ def opened(closed) -> tuple[Any, Sequence[Any]]:
     return getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
 
 
-def constants(closed) -> list[Any]:
-    """The arrays and numbers that a program and all programs inside it hold."""
-    jaxpr, found = opened(closed)
-    found = list(found)
+def constants(closed) -> list[np.ndarray]:
+    """The arrays and numbers that a program and all programs inside it hold; of keys their data."""
+    jaxpr, held = opened(closed)
+    held, found = list(held), []
     for eqn in jaxpr.eqns:
-        found += [atom.val for atom in eqn.invars if isinstance(atom, Literal)]
+        held += [atom.val for atom in eqn.invars if isinstance(atom, Literal)]
         for inner in jax.tree.leaves(eqn.params):
             if hasattr(opened(inner)[0], "eqns"):
                 found += constants(inner)
-    return found
+    return found + [np.asarray(_data(value)) for value in held]
+
+
+def _data(value: Any) -> Any:
+    is_key = jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key)
+    return jax.random.key_data(value) if is_key else value
 
 
 def variables(atoms) -> list[Any]:

@@ -112,6 +112,8 @@ def calibrated_temperature(logits: Float[Array, "b k"]) -> Float[Array, ""]:
         TypeError, ValueError: if it is no array, or the shape is another one.
     """
     logits = jnp.asarray(_checks.array("logits", logits, "floats [b, k]"))
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise TypeError(f"`logits` must be floating point, got {logits.dtype}")
     if logits.ndim != 2 or not len(logits) or logits.shape[1] < 2:
         raise ValueError(
             "`logits` must have the shape [b, k], b at least 1 and k at least 2, got "

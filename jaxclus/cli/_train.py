@@ -67,8 +67,8 @@ class Train:
     """Length of its steps; default 2.5 * eps / attack_steps; fast and clustr_qtrades 1.25 * eps,
     free eps."""
     tradeoff: float | None = None
-    """Weight of the divergence in trades and prototypes_trades (default 6) and mart (default 5),
-    and of the consistency term in clustr_qtrades and clustr_trades (default 8)."""
+    """Weight of the divergence in trades (default 6), mart (default 5) and prototypes_trades
+    (default 1), and of the consistency term in clustr_qtrades and clustr_trades (default 8)."""
     clusters_per_class: int | None = None
     """ClusTR: clusters of each class; default 2."""
     clusters_per_batch: int | None = None

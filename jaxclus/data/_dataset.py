@@ -52,7 +52,8 @@ def digest(*arrays: np.ndarray) -> str:
     sha = hashlib.sha256()
     for array in arrays:
         sha.update(str(array.shape).encode())
-        sha.update(np.ascontiguousarray(array).data)
+        # As bytes, since NumPy has no buffers of bfloat16.
+        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 
 

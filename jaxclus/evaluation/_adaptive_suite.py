@@ -297,16 +297,16 @@ def _check_inputs(
     classes = _classifier.num_classes(model, image)
     if head is not None and head.num_classes != classes:
         raise ValueError(f"`head` must have the {classes} classes of the model, got {head}")
-    outputs = jax.eval_shape(model, image)
+    outputs = jax.ShapeDtypeStruct((1, classes), jnp.float32)
     if embed is not None:
         _check_source("embed", embed)
-        outputs = jax.eval_shape(embed, image)
-        size = None if head is None else centres(head).shape[1]
-        fits = isinstance(outputs, jax.ShapeDtypeStruct) and outputs.ndim == 2
-        if not fits or size not in (None, outputs.shape[1]):
+        outputs = jax.eval_shape(_classifier.logits(embed), image)
+        shape, dtype = getattr(outputs, "shape", ()), getattr(outputs, "dtype", type(outputs))
+        size = shape[-1:] if head is None else centres(head).shape[1:]
+        if shape != (1, *size) or not size or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"`embed` must return embeddings [b, {'d' if size is None else size}], got "
-                f"{getattr(outputs, 'shape', type(outputs))} for one image"
+                f"`embed` must return floating-point embeddings [b, {(*size, 'd')[0]}], of the "
+                f"head's size if there is one, got {dtype} {shape} for one image"
             )
     for name, net in surrogates.items():
         _check_source(f"surrogates[{name!r}]", net)
@@ -316,14 +316,16 @@ def _check_inputs(
         return None
     if not callable(own_loss):
         raise TypeError(f"`own_loss` must be a callable (embeddings, y) -> [b], got {own_loss!r}")
-    program = jax.make_jaxpr(own_loss)(outputs, jnp.asarray(data.labels[:1]))
-    found = program.out_avals
+    y = jnp.asarray(data.labels[:1])
+    found = jax.make_jaxpr(own_loss)(outputs, y).out_avals
     if [each.shape for each in found] != [(1,)] or not jnp.issubdtype(found[0].dtype, jnp.floating):
         raise ValueError(
             "`own_loss` must return one loss for each image, floating point [1] for one, got "
             f"{found}"
         )
-    mark = hash_of(f"{program}{digest(*map(np.asarray, constants(program)))}")[:8]
+    # With its derivative, which may be one of its own.
+    program = jax.make_jaxpr(jax.value_and_grad(lambda h: own_loss(h, y).sum()))(outputs)
+    mark = hash_of(f"{program}{digest(*constants(program))}")[:8]
 
     # Evaluations that are gone on with tell losses apart by their names.
     def named_loss(outputs: jax.Array, y: jax.Array) -> jax.Array:

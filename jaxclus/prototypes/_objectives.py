@@ -212,11 +212,12 @@ class PrototypeTRADES(AdversarialPrototypes):
     """TRADES with prototypes: mean_b D(f(x_b), p_{y_b}) + beta mean_b KL(q(x_b) || q(x'_b)).
 
     (With "linf_sum" and "cosine_squared" both means are sums.) q = softmax(s / T) with the head's
-    scores s and the T of `PrototypeHead.calibrated` on the prototypes themselves, where the largest
-    probability is about 0.9, so that q does not depend on the scale of the prototypes; D does, and
-    with it what a beta comes to. x' maximises the same divergence, in `steps` projected steps from
-    x + 0.001 N(0, 1) in eval mode. The logged accuracy is that on x'; also logged: "natural_loss",
-    "divergence".
+    scores s and the T of `PrototypeHead.calibrated` on the prototypes themselves: where these are
+    equally long and equally far apart, the largest probability there is 0.9, and with inner
+    products of repulsive ones, of which the longest decide T, 0.2 to 0.98. What a beta comes to
+    depends on D, and so on the scale of the prototypes. x' maximises the same divergence, in
+    `steps` projected steps from x + 0.001 N(0, 1) in eval mode. The logged accuracy is that on x';
+    also logged: "natural_loss", "divergence".
 
     Attributes:
         beta: weight of the divergence, at least 0. Not the 6 of TRADES: D is at most 2 with cosines

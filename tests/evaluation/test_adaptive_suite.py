@@ -287,12 +287,22 @@ TWO_CLASSES = Partial(lambda w, x: flat(1, x) @ w, jnp.ones((2, 2)))
         (
             {"embed": Partial(lambda one, x: x * one, jnp.float32(1))},
             ValueError,
-            r"`embed` must return embeddings \[b, 2\], got \(1, 1, 2, 1\)",
+            r"`embed` must return .*embeddings \[b, 2\], .*float32 \(1, 1, 2, 1\)",
         ),
         (
             {"embed": Partial(lambda w, x: flat(1, x) @ w, jnp.ones((2, 6)))},
             ValueError,
-            r"`embed` must return embeddings \[b, 2\], got \(1, 6\)",
+            r"`embed` must return .*embeddings \[b, 2\], .*float32 \(1, 6\)",
+        ),
+        (
+            {"embed": Partial(lambda w, x: jnp.int32(flat(1, x) @ w), jnp.eye(2))},
+            ValueError,
+            r"`embed` must return floating-point embeddings \[b, 2\], .*int32 \(1, 2\)",
+        ),
+        (
+            {"embed": Partial(lambda w, x: jnp.tile(flat(1, x) @ w, (2, 1)), jnp.eye(2))},
+            ValueError,
+            r"`embed` must return .*embeddings \[b, 2\], .*float32 \(2, 2\)",
         ),
     ],
 )
@@ -304,8 +314,36 @@ def test_what_does_not_fit_is_said_before_any_attack(changes, error, message):
         adaptive_suite(KEY, jc.Chain(EMBED, head), data, BALL, items=("noise",), **changes)
 
 
-@pytest.mark.parametrize("compiled", [lambda loss: loss, jax.jit, jax.checkpoint])
-def test_another_own_loss_is_another_evaluation(tmp_path, compiled):
+def with_own_derivative(loss):
+    """Another function, with the derivative of this one."""
+
+    @jax.custom_vjp
+    def same(h, y):
+        return prototype_loss(h, CENTRES[y], "l2")
+
+    def backward(kept, slope):
+        h, y = kept
+        return jax.vjp(lambda h: loss(h, y), h)[1](slope)[0], None
+
+    same.defvjp(lambda h, y: (same(h, y), (h, y)), backward)
+    return same
+
+
+def in_bfloat16(loss):
+    """With constants that NumPy does not know: literals of bfloat16, keys."""
+    key = jax.random.key(0)
+
+    def low(h, y):
+        noise = 1e-3 * jax.random.normal(key, h.shape)
+        return (loss(h + noise, y).astype(jnp.bfloat16) * 2).astype(jnp.float32)
+
+    return jax.jit(low)
+
+
+@pytest.mark.parametrize(
+    "wrapped", [lambda loss: loss, jax.jit, jax.checkpoint, with_own_derivative, in_bfloat16]
+)
+def test_another_own_loss_is_another_evaluation(tmp_path, wrapped):
     """Also where functions have the same name and differ in what they close over."""
     head = PrototypeHead(CENTRES, "l2")
     data, _ = by_hand(head, 0.06)
@@ -314,7 +352,7 @@ def test_another_own_loss_is_another_evaluation(tmp_path, compiled):
     model = jc.Chain(EMBED, head)
 
     def run(sign):
-        own = compiled(lambda h, y: sign * prototype_loss(h, CENTRES[y], "l2"))
+        own = wrapped(lambda h, y: sign * prototype_loss(h, CENTRES[y], "l2"))
         return adaptive_suite(KEY, model, data, Linf(0.06), own, **settings).robust_accuracy
 
     first = run(jnp.float32(1.0))

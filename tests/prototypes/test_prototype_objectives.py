@@ -16,6 +16,7 @@ from jaxclus.prototypes import (
     PrototypeTRADES,
     PrototypeTraining,
 )
+from jaxclus.prototypes._head import RULES
 from jaxclus.training import TrainingConfig, fit
 from jaxclus.training.objectives import AWP, TrainingModel
 
@@ -174,7 +175,7 @@ def test_the_adversary_of_trades_raises_the_divergence():
 
 
 def test_the_adversaries_move_in_l2_balls():
-    away = RNG.standard_normal((2000, *X.shape))
+    away = np.random.default_rng(1).standard_normal((2000, *X.shape))
     away *= 0.2 / np.linalg.norm(away.reshape(2000, 12, -1), axis=2)[:, :, None, None, None]
     random, h = np.clip(X + away, 0, 1), embed(X, WEIGHT)
 
@@ -192,6 +193,33 @@ def test_the_adversaries_move_in_l2_balls():
         norms = np.linalg.norm((x_adv - X).reshape(12, -1), axis=1)
         assert norms.max() <= 0.2 + 1e-6 and 0 <= x_adv.min() and x_adv.max() <= 1
         assert np.all(gain(x_adv) > np.quantile([gain(x) for x in random], share, axis=0))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_divergence_is_at_a_temperature_that_the_prototypes_set(rule):
+    """One of them is long, and by inner products others are taken for it."""
+    prototypes = np.where(np.arange(4)[:, None] == 3, 5, 1) * np.abs(P)
+    head = PrototypeHead(jnp.asarray(prototypes), rule)
+    assert rule != "inner_product" or (prototypes @ prototypes.T).argmax(axis=1)[0] == 3
+
+    def scores(z):
+        z, p = np.float64(z)[:, None], np.float64(prototypes)[None]
+        if rule == "linf":
+            return -np.abs(z - p).max(axis=2)
+        if rule == "l2":
+            return -np.linalg.norm(z - p, axis=2)
+        found = (z * p).sum(axis=2)
+        lengths = np.linalg.norm(z, axis=2) * np.linalg.norm(p, axis=2)
+        return found / lengths if rule == "cosine" else found
+
+    ranked = np.sort(scores(prototypes), axis=1)
+    wanted = np.quantile(ranked[:, -1] - ranked[:, -2], 0.95) / np.log(27)
+    graph, params, stats = nnx.split(Embedding(), nnx.Param, nnx.BatchStat)
+    model = TrainingModel(graph, nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
+    images = jnp.asarray(X), jnp.asarray(X_ADV), jnp.asarray(Y)
+    found = PrototypeTRADES(rule=rule).loss(model, *images, jax.random.split(KEY, len(X)), head)
+    logits = scores(embed(X_ADV, WEIGHT)) / wanted
+    np.testing.assert_allclose(found.logits, logits, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("generator", get_args(Generator))
@@ -328,8 +356,9 @@ def test_training_goes_on_where_it_was_broken_off(tmp_path):
     assert jc.models.parts(again.model)[1].prototypes.dtype == jnp.float32
 
 
-def test_two_devices_do_as_one():
-    objective = AdversarialPrototypes("simplex", distance="cosine", rule="cosine", threat=BALL)
+@pytest.mark.parametrize("kind", [AdversarialPrototypes, PrototypeTRADES])
+def test_two_devices_do_as_one(kind):
+    objective = kind("simplex", distance="cosine", rule="cosine", threat=BALL, steps=3)
     runs = [train(objective, devices=devices, epochs=1) for devices in (ONE, jax.devices()[:2])]
     ours, theirs = (np.asarray(run.model(jc.data.to_float(HELD_OUT.images))) for run in runs)
     np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.02 * np.abs(ours).max())
