@@ -97,12 +97,16 @@ def table(result: dict[str, Any]) -> str:
 
 def _caption(result: dict[str, Any], eps: str) -> str:
     setting = result["setting"]
-    seeds, count = ", ".join(map(str, setting["seeds"])), setting["num_images"]
+    seeds, count = sorted({row["seed"] for row in result["rows"]}), setting["num_images"]
+    shown, hardware = (
+        ", ".join(map(str, found))
+        for found in (seeds, dict.fromkeys(row["hardware"] for row in result["rows"]))
+    )
     images = "all training images" if count is None else f"{count} training images"
     return (
-        f"`{result['command']}` ({result['hardware']}; JAX {result['versions']['jax']}). Mean and "
-        f"standard deviation over {len(setting['seeds'])} seeds ({seeds}), {images}. Linf eps "
-        f"{eps} unless it says otherwise. Published: PGD-100 on the network's own loss, one run, "
+        f"`{result['command']}` ({hardware}; JAX {result['versions']['jax']}). Mean and standard "
+        f"deviation over {len(seeds)} seeds ({shown}), {images}. Linf eps {eps} unless it says "
+        "otherwise. Published: PGD-100 on the network's own loss, one run, "
         "its last iterate; on margins: the same run on them. Common: rightly classified under the "
         "targeted attack (APGD on z_t - z_y, 9 targets), and under the suite's attacks on own "
         "loss and margins and AutoAttack. Worst: under the rest of the adaptive suite as well. "

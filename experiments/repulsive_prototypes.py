@@ -33,7 +33,8 @@ accelerator, decide none. CIFAR-10 is the JPEG q75 re-encoding.
 
 Results: experiments/results/repulsive_prototypes-DATASET.json (-ablations), a table in .md, for the
 headline figures in .png. Interrupted, the same command goes on, and parts share what they have in
-common, as long as the library and the experiment stay as they are.
+common, as long as the library and the experiment stay as they are; whole seeds are also taken from
+the results file.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ from experiments import prototypes_evaluation, prototypes_summary, prototypes_tr
 from experiments.prototypes_evaluation import evaluated
 from experiments.prototypes_trials import Setting, Trial, config, objective, trained, trials
 from experiments.records import shown_name, written
-from experiments.rows import kept, sources
+from experiments.rows import found_before, kept, sources
 from jaxclus import runs
 
 # What rows depend on, beside their settings: as it was imported, whatever is edited since.
@@ -77,7 +78,8 @@ class Experiment:
     quick: bool = False
     """Two seeds, few images, few trials: a smoke test, no result."""
     only: tuple[int, ...] = ()
-    """Compute the rows of these seeds and stop, so that several processes share the work."""
+    """Compute the rows of these seeds alone, so that processes or sessions share the work; results
+    are written of all that there are."""
     output: Path = Path("experiments/results")
     """Directory for the results."""
     work: Path = Path("runs/repulsive_prototypes")
@@ -87,9 +89,15 @@ class Experiment:
         """Trains, evaluates, prints what holds, and writes results, table and figures."""
         setting = self.setting()
         train, test = jc.data.load(self.dataset, "train"), jc.data.load(self.dataset, "test")
-        rows = list(self._rows(setting, train, test))
-        if self.only:
-            return {"rows": rows}
+        name = f"repulsive_prototypes-{self.dataset}"
+        name += (self.part != "headline") * f"-{self.part}" + self.quick * "-quick"
+        known = self.output / f"{name}.json", CODE, dataclasses.asdict(setting)
+        seeds = {row["seed"] for row in found_before(*known)}
+        rows = list(self._rows(setting, train, test, without=seeds))
+        # Another process may have written meanwhile.
+        seeds = {row["seed"] for row in rows}
+        rows += [row for row in found_before(*known) if row["seed"] not in seeds]
+        rows.sort(key=lambda row: row["seed"])
         result = {
             "dataset": shown_name(test),
             "fingerprints": {"train": train.fingerprint, "test": test.fingerprint},
@@ -101,8 +109,6 @@ class Experiment:
             "rows": rows,
             **runs.environment(),
         }
-        name = f"repulsive_prototypes-{self.dataset}"
-        name += (self.part != "headline") * f"-{self.part}" + self.quick * "-quick"
         figures = prototypes_summary.figures(result) if self.part == "headline" else {}
         return written(self.output, name, result, prototypes_summary.table(result), figures)
 
@@ -119,10 +125,12 @@ class Experiment:
         )  # fmt: skip
 
     def _rows(
-        self, setting: Setting, train: jc.data.Dataset, test: jc.data.Dataset
+        self, setting: Setting, train: jc.data.Dataset, test: jc.data.Dataset, without: set[int]
     ) -> Iterator[dict[str, Any]]:
-        """What was found for each seed and trial."""
+        """What was found for each trial and each seed but these."""
         for seed in self.only or setting.seeds:
+            if seed in without:
+                continue
             networks: dict[str, Path] = {}
             for trial in trials(self.part):
                 if not self.quick or trial.name in QUICK:
@@ -151,6 +159,7 @@ class Experiment:
         def compute(directory: Path) -> dict[str, Any]:
             run = trained(trial, setting, seed, train, directory)
             row = {"trial": trial.name, "seed": seed, "epochs": config(trial, setting).epochs}
+            row["hardware"] = runs.environment()["hardware"]
             row |= {name: run.history[-1][name] for name in ("step", "loss", "accuracy")}
             others = {name: jc.load(path) for name, path in sources_of_transfer.items()}
             return row | evaluated(trial, setting, seed, test, run.model, others, directory)

@@ -61,6 +61,18 @@ def value(row: Any, path: str) -> Any:
     raise KeyError(f"{path} is not among {list(row)}")
 
 
+def found_before(path: Path, code: str, setting: Any) -> list[Row]:
+    """The rows of a results file of the same code and setting; none where there is no such file.
+
+    What was committed seed by seed is gone on with on another machine.
+    """
+    if not path.exists():
+        return []
+    result = json.loads(path.read_text())
+    same = result["code"] == code and result["setting"] == json.loads(json.dumps(setting))
+    return result["rows"] if same else []
+
+
 class Claims:
     """Collects comparisons of trials over seeds; rows have "trial" and "seed"."""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +24,15 @@ from jaxclus.attacks.adaptive import DistanceLogits
 def test_prototypes_quick(tmp_path, capsys):
     words = ["--quick", "--output", str(tmp_path), "--work", str(tmp_path / "work")]
     one = tyro.cli(repulsive_prototypes.Experiment, args=[*words, "--only", "1"]).run()
-    assert [row["seed"] for row in one["rows"]] == [1, 1] and not list(tmp_path.glob("*.json"))
-    assert "seed 1" in capsys.readouterr().out
+    assert [row["seed"] for row in one["rows"]] == [1, 1]
+    name = tmp_path / "repulsive_prototypes-digits-quick"
+    table = name.with_suffix(".md").read_text()
+    assert "over 1 seeds (1), " in table and "seed 1" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "work")  # seed 1 stands in the results
     result = tyro.cli(repulsive_prototypes.Experiment, args=words).run()
     assert result["rows"][2:] == one["rows"]
     printed = capsys.readouterr().out.split("#")[0]
     assert "seed 0" in printed and "seed 1" not in printed  # which was kept
-    name = tmp_path / "repulsive_prototypes-digits-quick"
     written = json.loads(name.with_suffix(".json").read_text())
     assert written["quick"] and written["claims"] == json.loads(json.dumps(result["claims"]))
     first = {row["trial"]: row for row in written["rows"] if row["seed"] == 0}
@@ -65,6 +68,7 @@ def made_up(trial, seed, part):
     reported = common + (0.5 if trial.name == "published" else 0.02)
     grid = prototypes_summary.GRID_NAMES
     row = {"trial": trial.name, "seed": seed, "epochs": 8, "step": 664, "accuracy": 0.95}
+    row["hardware"] = "this" if seed < 4 else "that"
     row |= {"clean_accuracy": 0.8, "clean_attacked": 0.9, "common": common, "worst": common - 0.01}
     row["published"] = dict.fromkeys(grid, reported)
     row["published_20"] = {"24/255": reported}
@@ -104,9 +108,10 @@ def test_prototypes_claims_and_tables(part):
     result = {
         "dataset": "digits", "part": part, "setting": dataclasses.asdict(setting),
         "rows": rows, "claims": found, "command": "it",
-        "hardware": "this", "versions": {"jax": "0"}, "code": "c0de",
+        "versions": {"jax": "0"}, "code": "c0de",
     }  # fmt: skip
     table = prototypes_summary.table(result)
+    assert "`it` (this, that; JAX 0). " in table
     for trial in planned:
         assert f"\n| {trial.name} | 8 (664) | 95.0 ± 0.0 | 80.0 ± 0.0 | 90.0 ± 0.0 | " in table
     assert "| 60.5 ± 0.4 | 10.5 ± 0.4 | 10.5 ± 0.4 | 9.5 ± 0.4 | 51.0 ± 0.0 |\n" in table

@@ -116,7 +116,7 @@ def calibrated_temperature(logits: Float[Array, "b k"]) -> Float[Array, ""]:
         raise TypeError(f"`logits` must be floating point, got {logits.dtype}")
     if logits.ndim != 2 or not len(logits) or logits.shape[1] < 2:
         raise ValueError(
-            "`logits` must have the shape [b, k], b at least 1 and k at least 2, got "
+            "`logits` must have the shape [b, k], k at least 2 and b at least 1, got "
             f"{logits.shape}"
         )
     best, second = jnp.moveaxis(jax.lax.top_k(logits, 2)[0], 1, 0)

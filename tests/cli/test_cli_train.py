@@ -118,7 +118,7 @@ def test_train_knows_clustr(settings, wanted):
             {
                 "method": "prototypes",
                 "generator": "simplex",
-                "distance": "l2",
+                "distance": "cosine",
                 "rule": "l2",
                 "scale": 10.0,
                 "as_published": True,
