@@ -72,7 +72,6 @@ def evaluated(
     row["not_run"] = dict(suite.not_run)
     row["temperature"] = suite.temperature * (1 if head is None else float(head.temperature))
     row["masking_gap"] = suite.masking_gap
-    row["gradient_free_alone"] = suite.gradient_free_alone
     if suite.masking is not None:
         row["findings"] = [finding.name for finding in suite.masking.findings]
         row["masking"] = dict(suite.masking.figures)

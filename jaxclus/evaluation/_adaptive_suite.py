@@ -302,11 +302,12 @@ def _check_inputs(
         _check_source("embed", embed)
         outputs = jax.eval_shape(_classifier.logits(embed), image)
         shape, dtype = getattr(outputs, "shape", ()), getattr(outputs, "dtype", type(outputs))
-        size = shape[-1:] if head is None else centres(head).shape[1:]
-        if shape != (1, *size) or not size or not jnp.issubdtype(dtype, jnp.floating):
+        size = None if head is None else centres(head).shape[1]
+        fits = len(shape) == 2 and shape[0] == 1 and size in (None, shape[1])
+        if not fits or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"`embed` must return floating-point embeddings [b, {(*size, 'd')[0]}], of the "
-                f"head's size if there is one, got {dtype} {shape} for one image"
+                f"`embed` must return floating-point embeddings [b, {size or 'd'}], of the head's "
+                f"size if there is one, got {dtype} {shape} for one image"
             )
     for name, net in surrogates.items():
         _check_source(f"surrogates[{name!r}]", net)

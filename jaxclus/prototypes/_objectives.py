@@ -213,15 +213,15 @@ class PrototypeTRADES(AdversarialPrototypes):
 
     (With "linf_sum" and "cosine_squared" both means are sums.) q = softmax(s / T) with the head's
     scores s and the T of `PrototypeHead.calibrated` on the prototypes themselves: where these are
-    equally long and equally far apart, the largest probability there is 0.9, and with inner
-    products of repulsive ones, of which the longest decide T, 0.2 to 0.98. What a beta comes to
-    depends on D, and so on the scale of the prototypes. x' maximises the same divergence, in
+    equally long and equally far apart, the largest probability there is 0.9, and less at most of
+    them where a few long ones decide T, as with inner products of repulsive ones. What a beta comes
+    to depends on D, and so on the scale of the prototypes. x' maximises the same divergence, in
     `steps` projected steps from x + 0.001 N(0, 1) in eval mode. The logged accuracy is that on x';
     also logged: "natural_loss", "divergence".
 
     Attributes:
-        beta: weight of the divergence, at least 0. Not the 6 of TRADES: D is at most 2 with cosines
-            where a cross-entropy is some multiple of that.
+        beta: weight of the divergence, at least 0. TRADES has 6 beside a cross-entropy; cosine
+            distances are at most 2.
 
     The others are those of `AdversarialPrototypes`. The consistency term is that of Zhang et al.,
     arXiv:1901.08573, equation 5.

@@ -358,7 +358,7 @@ def test_training_goes_on_where_it_was_broken_off(tmp_path):
 
 @pytest.mark.parametrize("kind", [AdversarialPrototypes, PrototypeTRADES])
 def test_two_devices_do_as_one(kind):
-    objective = kind("simplex", distance="cosine", rule="cosine", threat=BALL, steps=3)
+    objective = kind("simplex", distance="cosine", rule="cosine", threat=BALL)
     runs = [train(objective, devices=devices, epochs=1) for devices in (ONE, jax.devices()[:2])]
     ours, theirs = (np.asarray(run.model(jc.data.to_float(HELD_OUT.images))) for run in runs)
     np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.02 * np.abs(ours).max())
