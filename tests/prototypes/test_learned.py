@@ -6,6 +6,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
+from prototype_trainings import DIGITS, HELD_OUT, KEY, ONE, broken_off, train
 
 import jaxclus as jc
 from jaxclus.prototypes import LearnedPrototypes, PrototypeHead
@@ -13,8 +14,6 @@ from jaxclus.prototypes._learned import Centres, attraction, repulsion
 from jaxclus.training import TrainingConfig, fit
 from jaxclus.training.objectives import Seen, TrainingModel
 
-KEY = jax.random.key(0)
-ONE = jax.devices()[:1]
 RNG = np.random.default_rng(0)
 H, OWN, RIVALS = (RNG.normal(size=shape).astype(np.float32) for shape in ((9, 5), (4, 5), (4, 5)))
 Y = (np.arange(9) % 3).astype(np.int32)  # class 3 has no images
@@ -88,10 +87,6 @@ def test_a_step(rule):
     assert (objective.head(new) is None) == (rule is None)
 
 
-DIGITS = jc.data.load("digits", "train").take(400)
-HELD_OUT = jc.data.load("digits", "test").take(100)
-
-
 @pytest.mark.parametrize("rule", ["l2", None])
 def test_training_gathers_the_classes(rule, tmp_path):
     """Embeddings are nearer to their own prototype than to others; the model is loaded again."""
@@ -116,35 +111,18 @@ def test_training_gathers_the_classes(rule, tmp_path):
     np.testing.assert_array_equal(again.model(x), run.model(x))
 
 
-def train(directory=None, devices=ONE, epochs=3):
-    net = jc.models.create("cnn", 10, (8, 8, 1), KEY, widths=(8,), hidden=16, embedding_size=20)
-    config = TrainingConfig(epochs=epochs, batch_size=96, optimizer="adamw", learning_rate=3e-3)
-    return fit(
-        KEY, net, DIGITS, LearnedPrototypes(0.01), config, validation=HELD_OUT,
-        directory=directory, devices=devices, progress=False,
-    )  # fmt: skip
-
-
 def test_training_goes_on_where_it_was_broken_off(tmp_path):
     """From the prototypes as they were then."""
-    whole, calls, refresh = train(), [], LearnedPrototypes.refresh
-
-    def broken_off(self, *arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return refresh(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(LearnedPrototypes, "refresh", broken_off)
-        train(tmp_path)
-    again = train(tmp_path)
+    objective = LearnedPrototypes(0.01)
+    whole = train(objective, epochs=3)
+    again = broken_off(LearnedPrototypes, lambda: train(objective, tmp_path, epochs=3))
     for mine, theirs in zip(*map(jax.tree.leaves, (again.model, whole.model)), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 
 def test_two_devices_do_as_one():
-    one, two = (train(devices=devices, epochs=1) for devices in (ONE, jax.devices()[:2]))
+    objective = LearnedPrototypes(0.01)
+    one, two = (train(objective, devices=d, epochs=1) for d in (ONE, jax.devices()[:2]))
     for mine, theirs in zip(*map(jax.tree.leaves, (one.model, two.model)), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=2e-3, atol=2e-3)
 

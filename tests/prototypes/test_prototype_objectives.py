@@ -1,4 +1,4 @@
-"""Training onto prototypes: losses, gradients and adversaries against NumPy, whole trainings."""
+"""Training onto prototypes: losses, gradients and adversaries against NumPy."""
 
 from typing import get_args
 
@@ -17,8 +17,7 @@ from jaxclus.prototypes import (
     PrototypeTraining,
 )
 from jaxclus.prototypes._head import RULES
-from jaxclus.training import TrainingConfig, fit
-from jaxclus.training.objectives import AWP, TrainingModel
+from jaxclus.training.objectives import TrainingModel
 
 ONE = jax.devices()[:1]
 BALL = jc.Linf(0.1)
@@ -244,124 +243,6 @@ def test_the_first_state_is_a_calibrated_head_of_the_generator(generator):
     ranked = np.sort(head(model.features(jc.data.to_float(images))), axis=1)
     lead = np.quantile(ranked[:, -1] - ranked[:, -2], 0.95)
     assert lead == pytest.approx(np.log(27), rel=1e-3)
-
-
-DIGITS = jc.data.load("digits", "train").take(400)
-HELD_OUT = jc.data.load("digits", "test").take(100)
-
-
-def train(objective, directory=None, devices=ONE, **changes):
-    model = jc.models.create("cnn", 10, (8, 8, 1), KEY, widths=(8,), hidden=16, embedding_size=20)
-    settings = {"epochs": 2, "batch_size": 96, "optimizer": "adamw", "learning_rate": 3e-3}
-    return fit(
-        KEY, model, DIGITS, objective, TrainingConfig(**settings | changes), validation=HELD_OUT,
-        directory=directory, devices=devices, progress=False,
-    )  # fmt: skip
-
-
-def test_training_finds_the_prototypes_and_is_loaded_again(tmp_path):
-    objective = PrototypeTraining("simplex", distance="cosine", rule="cosine")
-    run = train(objective, tmp_path, epochs=12)
-    assert jc.evaluation.correct(run.model, HELD_OUT).mean() > 0.8
-    loaded, x = jc.load(tmp_path), jc.data.to_float(HELD_OUT.images)
-    np.testing.assert_array_equal(loaded(x), run.model(x))
-    head = jc.models.parts(loaded)[1]
-    np.testing.assert_allclose(head.prototypes, jc.prototypes.simplex(10, 20), rtol=1e-6)
-    assert head.rule == "cosine"
-    # Calibrated for the weights of the best epoch, on all training images.
-    seen = np.sort(run.model(jc.data.to_float(DIGITS.images)), axis=1)
-    lead = np.quantile(seen[:, -1] - seen[:, -2], 0.95)
-    assert lead == pytest.approx(np.log(81), rel=1e-3)
-    again = jc.load(jc.export(loaded, tmp_path / "model.safetensors"))
-    np.testing.assert_array_equal(again(x), run.model(x))
-
-
-@pytest.mark.parametrize(
-    "objective",
-    [
-        PrototypeTraining(as_published=True),
-        AdversarialPrototypes("hadamard", distance="l2", rule="l2", threat=BALL, steps=2),
-        PrototypeTRADES("simplex", distance="cosine", rule="cosine", threat=BALL, steps=2),
-    ],
-    ids=["published", "adversarial", "trades"],
-)
-def test_variants_train(objective):
-    losses = [line["loss"] for line in train(objective).history if "loss" in line]
-    assert losses[-1] < losses[0]
-
-
-def test_the_published_training_learns():
-    run = train(PrototypeTraining(), epochs=30, learning_rate=1e-2)
-    assert jc.evaluation.correct(run.model, HELD_OUT).mean() > 0.5
-
-
-def test_adversaries_in_training_buy_robustness():
-    """Beside as much training without; under a targeted attack on the head's logits."""
-    given = {"generator": "simplex", "distance": "cosine", "rule": "cosine"}
-    adversary = {"threat": BALL, "steps": 4}
-    attack = jc.attacks.TargetedAPGD(BALL, "difference", 10)
-    plain, adversarial, trades = (
-        jc.evaluation.robustness(
-            KEY, train(objective, epochs=20).model, attack, HELD_OUT, devices=ONE, progress=False
-        ).robust_accuracy
-        for objective in (
-            PrototypeTraining(**given),
-            AdversarialPrototypes(**given, **adversary),
-            PrototypeTRADES(**given, **adversary),
-        )
-    )
-    assert min(adversarial, trades) > plain + 0.1
-
-
-def test_certificates_of_a_lipschitz_network_trained_onto_prototypes():
-    """Between what is proved and what an attack leaves lies the truth; both say something."""
-    start = jc.models.create(
-        "lipschitz_resnet8", 10, (8, 8, 1), KEY, width=4, blocks=(1, 1), embedding_size=20
-    )
-    objective = PrototypeTraining("simplex", distance="l2", rule="l2", scale=2.0)
-    config = TrainingConfig(epochs=30, batch_size=96, optimizer="adamw", learning_rate=1e-2)
-    run = fit(KEY, start, DIGITS, objective, config, devices=ONE, progress=False)
-    ball = jc.L2(0.2)
-    proved = jc.evaluation.certify(run.model, HELD_OUT, ball)
-    attack = jc.attacks.TargetedAPGD(ball, "difference", 10)
-    broken = jc.evaluation.robustness(KEY, run.model, attack, HELD_OUT, devices=ONE, progress=False)
-    found = jc.evaluation.bracket(proved, broken)
-    assert 0.3 < found.certified_accuracy <= found.robust_accuracy <= found.clean_accuracy
-    assert proved.lipschitz <= 1 + 1e-5
-    network, head = jc.models.parts(run.model)
-    h = network.features(jc.data.to_float(HELD_OUT.images))
-    radius = jc.prototypes.certified_radius(head, h, proved.lipschitz)
-    np.testing.assert_allclose(proved.radius[broken.clean], radius[broken.clean], rtol=1e-4)
-
-
-def test_training_goes_on_where_it_was_broken_off(tmp_path):
-    """Under a perturbation of the weights, averaged, in bfloat16, from the kept prototypes."""
-    trades = PrototypeTRADES("uniform", distance="l2", rule="l2", threat=BALL, steps=1)
-    settings = {"objective": AWP(trades), "ema_decay": 0.9, "precision": "bfloat16"}
-    whole, calls = train(directory=tmp_path / "whole", **settings), []
-    refresh = PrototypeTraining.refresh
-
-    def broken_off(self, *arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return refresh(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(PrototypeTraining, "refresh", broken_off)
-        train(directory=tmp_path / "broken", **settings)
-    again = train(directory=tmp_path / "broken", **settings)
-    for mine, theirs in zip(*map(jax.tree.leaves, (again.model, whole.model)), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-    assert jc.models.parts(again.model)[1].prototypes.dtype == jnp.float32
-
-
-@pytest.mark.parametrize("kind", [AdversarialPrototypes, PrototypeTRADES])
-def test_two_devices_do_as_one(kind):
-    objective = kind("simplex", distance="cosine", rule="cosine", threat=BALL)
-    runs = [train(objective, devices=devices, epochs=1) for devices in (ONE, jax.devices()[:2])]
-    ours, theirs = (np.asarray(run.model(jc.data.to_float(HELD_OUT.images))) for run in runs)
-    np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.02 * np.abs(ours).max())
 
 
 def test_bad_arguments():
