@@ -145,6 +145,11 @@ def test_images_inside_a_transformation():
         jax.jit(lambda x: _checks.images("x", x))(jnp.ones((2, 2)))
 
 
+@pytest.mark.parametrize("value", ["abc", None, {"a": 1.0}])
+def test_vectors_must_be_an_array(value):
+    refuses(TypeError, r"`h` must be an array \[n, d\], got <class", _checks.vectors, "h", value)
+
+
 def test_integers():
     for dtype in (np.int32, np.int64, np.uint8, np.int8):
         out = _checks.integers("y", np.array([0, 2, 1], dtype), 3, 3)

@@ -1,6 +1,7 @@
 """Evaluation: accuracy, attacks and certificates over a data set, and the clustering effect."""
 
-from jaxclus.evaluation._adaptive_suite import ITEMS, AdaptiveSuite, adaptive_suite
+from jaxclus.evaluation._adaptive_inputs import ITEMS
+from jaxclus.evaluation._adaptive_suite import AdaptiveSuite, adaptive_suite
 from jaxclus.evaluation._bracket import Bracket, bracket
 from jaxclus.evaluation._certify import Certificates, certify
 from jaxclus.evaluation._clustering_effect import (

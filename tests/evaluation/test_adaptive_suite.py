@@ -14,7 +14,7 @@ import jaxclus as jc
 from jaxclus.attacks import PGD, Temperature
 from jaxclus.clustr import ClusterClassifier
 from jaxclus.evaluation import ITEMS, adaptive_suite, robustness
-from jaxclus.evaluation._adaptive_suite import _parts
+from jaxclus.evaluation._adaptive_inputs import parts
 from jaxclus.evaluation._softmax_head import softmax_head
 from jaxclus.prototypes import PrototypeHead, PrototypeTraining, prototype_loss
 from jaxclus.threat import L1, Linf
@@ -200,14 +200,14 @@ def test_parts_can_be_given():
     chained = jc.Chain(Partial(lambda one, x: x * one, jnp.float32(1)), EMBED, head)
     longer = adaptive_suite(KEY, chained, data, Linf(0.06), **settings)
     np.testing.assert_array_equal(longer.robust, known.robust)
-    assert _parts(hidden, EMBED, head) == (EMBED, head)
-    assert _parts(jc.Chain(EMBED, head), None, None) == (EMBED, head)
+    assert parts(hidden, EMBED, head) == (EMBED, head)
+    assert parts(jc.Chain(EMBED, head), None, None) == (EMBED, head)
     # Chains of chains, and temperatures around them.
     nested = Temperature(Temperature(jc.Chain(EMBED, head), 2.0), 3.0)
-    assert _parts(nested, None, None) == (EMBED, head)
-    embed, found = _parts(jc.Chain(chained.parts[0], jc.Chain(EMBED, head)), None, None)
+    assert parts(nested, None, None) == (EMBED, head)
+    embed, found = parts(jc.Chain(chained.parts[0], jc.Chain(EMBED, head)), None, None)
     assert embed.parts == chained.parts[:2] and found is head
-    assert _parts(Temperature(hidden, 2.0), None, None) == (None, None)
+    assert parts(Temperature(hidden, 2.0), None, None) == (None, None)
 
 
 def test_what_lacks_inputs_is_not_run():
