@@ -1,3 +1,4 @@
+import functools
 import os
 
 import jax
@@ -40,6 +41,19 @@ def two_devices(request):
     with pytest.MonkeyPatch.context() as patch:
         if request.path.stem != "test_parallel":
             patch.setattr(parallel, "mesh", small_mesh)
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_queries():
+    """HopSkipJump in the adaptive suite with 3 of its 50 iterations, which take 25,000 queries."""
+    from jaxclus.attacks import HopSkipJump
+    from jaxclus.evaluation import _adaptive_plan
+
+    short = functools.partial(HopSkipJump, steps=3)
+    short.NORMS = HopSkipJump.NORMS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_adaptive_plan, "HopSkipJump", short)
         yield
 
 

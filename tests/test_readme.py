@@ -43,9 +43,10 @@ def test_the_example_about_clustr_runs(capsys):
     assert names["head"].scores(names["h"]).shape == (40, 10)
 
 
-def test_the_examples_about_prototypes_run(capsys, tmp_path, monkeypatch):
+def test_the_examples_about_prototypes_run(few_queries, capsys, tmp_path, monkeypatch):
     example = (ROOT / "docs/prototypes.md").read_text().split("```python\n")[1].split("```")[0]
     for whole, part in (
+        ("embedding_size=20", "embedding_size=20, widths=(8,), hidden=16"),
         ("epochs=20", "epochs=5"),
         ("steps=20", "steps=2"),
         ("take(60)", "take(8)"),

@@ -49,7 +49,7 @@ def own_loss(defence):
 
 
 @pytest.fixture(scope="module")
-def suite(defence, tmp_path_factory):
+def suite(defence, few_queries, tmp_path_factory):
     place = tmp_path_factory.mktemp("suite")
     undefended = Partial(
         lambda w, x: x.reshape(x.shape[0], -1) @ w, jax.random.normal(KEY, (64, 10))
