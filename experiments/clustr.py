@@ -37,7 +37,7 @@ training alone. All trials of a seed start from weights of the same key. The cla
 a pilot on Fashion-MNIST, on seeds 0 to 5 and the first 1,000 test images; seeds and images here are
 others: 1,000 of Fashion-MNIST, 500 of the other sets, 100 for the Lipschitz-bounded network.
 Fashion-MNIST's headline took about four hours on two cores, MNIST's over three, CIFAR-10's over
-two, the ablations just under two; the certificates have not been timed. p-values as in
+two, the ablations just under two; the certificates about one. p-values as in
 `experiments.clustering_effect`. CIFAR-10 is the JPEG q75 re-encoding.
 
 Results: experiments/results/clustr-DATASET.json (-ablations, -certificates), a table in .md, for
